@@ -1,0 +1,51 @@
+"""repfuse collapses the parallel linear branches of an ONNX model into single convolutions, and proves it.
+
+The public API is what `__all__` lists. It is imported when first used, so that importing repfuse is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repfuse.bench import Benchmark, benchmark
+    from repfuse.errors import BadInputError, RepfuseError, VerificationError
+    from repfuse.fusion import FuseResult, fuse
+    from repfuse.remarks import Edit, Outcome, Remark
+    from repfuse.verify import Verification, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadInputError",
+    "Benchmark",
+    "Edit",
+    "FuseResult",
+    "Outcome",
+    "Remark",
+    "RepfuseError",
+    "Verification",
+    "VerificationError",
+    "benchmark",
+    "fuse",
+    "verify",
+]
+
+_HOMES = {
+    "repfuse.bench": ("Benchmark", "benchmark"),
+    "repfuse.errors": ("BadInputError", "RepfuseError", "VerificationError"),
+    "repfuse.fusion": ("FuseResult", "fuse"),
+    "repfuse.remarks": ("Edit", "Outcome", "Remark"),
+    "repfuse.verify": ("Verification", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            # `repfuse.verify` is a module and a function; the function is what the API means.
+            for each in names:
+                globals()[each] = getattr(import_module(home), each)
+            return globals()[name]
+    raise AttributeError(f"module 'repfuse' has no attribute '{name}'")

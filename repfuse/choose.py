@@ -1,0 +1,227 @@
+"""Choosing what to fuse: the merges that pay by the cost model, largest first from the outputs backwards.
+
+A `Candidate` replaces the nodes that compute one tensor. Either the whole of it becomes one Conv over one
+source; or, at a tree of joins, operands that share a source are merged and the rest is added as before:
+`a(x) + b(x) + c(y) + z` becomes `conv(x) + c(y) + z`. Where merging all branches of a source costs more than
+it saves (a 51x5 and a 5x51 make a 51x51), a partition of them is sought that pays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from repfuse import cost, window
+from repfuse.groups import Form, Groups, Operand
+from repfuse.lift import Lifted
+from repfuse.window import Refusal, Window
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Branches that become one Conv: tensors that follow linearly from `source`, added up."""
+
+    source: str
+    terms: tuple[Operand, ...]
+    window: Window
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A rewrite of the node at `root`.
+
+    Attributes:
+        root: The node whose output the rewrite computes.
+        merges: Each becomes one Conv.
+        rest: Operands that are added to them as they are.
+        replaced: Nodes that the rewrite makes superfluous, `root` among them.
+        saving: Cost before less cost after, in units for each output position.
+    """
+
+    root: int
+    merges: tuple[Merge, ...]
+    rest: tuple[Operand, ...]
+    replaced: frozenset[int]
+    saving: float
+
+
+def choose(groups: Groups, fits: Callable[[Merge], bool] = lambda _: True) -> list[Candidate]:
+    """The rewrites that pay and whose merges all fit, in the order of the graph; no node is in two of them."""
+    chooser = _Chooser(groups, fits)
+    chosen = []
+    for position in range(len(groups.scope.nodes) - 1, -1, -1):
+        if position not in chooser.gone and groups.is_linear(position):
+            best = chooser.best(position)
+            if best is not None:
+                chooser.take(best)
+                chosen.append(best)
+    return chosen[::-1]
+
+
+class _Chooser:
+    """Counts the uses that are left of each tensor while rewrites are taken."""
+
+    def __init__(self, groups: Groups, fits: Callable[[Merge], bool]) -> None:
+        self.groups = groups
+        self.fits = fits
+        self.gone: set[int] = set()
+        self._added: Counter[str] = Counter()
+
+    def best(self, position: int) -> Candidate | None:
+        """The rewrite of one node that saves most; None where none saves anything."""
+        return self._best_of(self._wholes(position)) or self._best_of(self._partial(position))
+
+    def _best_of(self, candidates: Iterable[Candidate]) -> Candidate | None:
+        paying = [each for each in candidates if each.saving > 0]
+        paying.sort(key=lambda each: -each.saving)
+        return next((each for each in paying if all(self.fits(merge) for merge in each.merges)), None)
+
+    def take(self, candidate: Candidate) -> None:
+        """Make a rewrite final: its nodes are gone, its sources have one use more."""
+        self.gone |= candidate.replaced
+        self._added.update(merge.source for merge in candidate.merges)
+        self._added.update(operand.tensor for operand in candidate.rest)
+
+    def _wholes(self, position: int) -> Iterable[Candidate]:
+        output = self.groups.scope.nodes[position].output[0]
+        for source, form in self.groups.forms(output).items():
+            if form.has_conv:
+                merge = Merge(source, (Operand(output, 1),), form.window)
+                yield self._candidate(position, (merge,), ())
+
+    def _partial(self, position: int) -> Iterable[Candidate]:
+        """Rewrites of a tree of joins that merge some of its operands, one for each source."""
+        if position not in self.groups.joins:
+            return
+        operands, _ = self.groups.flattened(position)
+        forms = [self.groups.forms(operand.tensor) for operand in operands]
+        shared = Counter(source for column in forms for source in column)
+        for source, count in shared.items():
+            if count > 1:
+                yield from self._partition(position, source, operands, forms)
+
+    def _partition(
+        self, position: int, source: str, operands: Sequence[Operand], forms: Sequence[dict[str, Form]]
+    ) -> Iterable[Candidate]:
+        mine = [i for i, column in enumerate(forms) if source in column]
+        clusters = [
+            _Cluster((operands[i],), forms[i][source], self._own_cost(operands[i], source)) for i in mine
+        ]
+        clusters = self._agglomerated(clusters, source)
+        merged = [cluster for cluster in clusters if len(cluster.operands) > 1]
+        if merged:
+            merges = tuple(Merge(source, cluster.operands, cluster.form.window) for cluster in merged)
+            inside = {id(operand) for cluster in merged for operand in cluster.operands}
+            rest = tuple(operand for operand in operands if id(operand) not in inside)
+            yield self._candidate(position, merges, rest)
+
+    def _agglomerated(self, clusters: list[_Cluster], source: str) -> list[_Cluster]:
+        """Merge the two clusters that save most, until none saves anything."""
+        while True:
+            pairs = [(a, b) for i, a in enumerate(clusters) for b in clusters[i + 1 :]]
+            unions = [(union, a, b) for a, b in pairs if (union := self._union(a, b, source))]
+            if not unions:
+                return clusters
+            union, a, b = min(unions, key=lambda each: each[0].cost - each[1].cost - each[2].cost)
+            outputs, _ = union.form.window.channels or (1, 1)
+            if union.cost >= a.cost + b.cost + cost.pointwise(outputs, 2):
+                return clusters
+            clusters = [union if c is a else c for c in clusters if c is not b]
+
+    def _union(self, a: _Cluster, b: _Cluster, source: str) -> _Cluster | None:
+        total = self.groups.sum([a.form.window, b.form.window], source)
+        if isinstance(total, Refusal) or not (a.form.has_conv or b.form.has_conv):
+            return None
+        return _Cluster(a.operands + b.operands, Form(total, has_conv=True), _conv_cost(total))
+
+    def _own_cost(self, operand: Operand, source: str) -> float:
+        """What the nodes between a source and one operand cost, as far as nothing else needs them."""
+        producer = self.groups.scope.producer(operand.tensor)
+        if producer is None or operand.tensor == source:
+            return 0.0
+        channels = self._channels(operand.tensor, source)
+        return self._superfluous([producer], frozenset({source}), channels).cost
+
+    def _channels(self, tensor: str, source: str) -> int:
+        known = self.groups.forms(tensor)[source].window.channels
+        return known[0] if known else 1
+
+    def _candidate(self, position: int, merges: tuple[Merge, ...], rest: tuple[Operand, ...]) -> Candidate:
+        outputs, _ = merges[0].window.channels or (1, 1)
+        partial = len(merges) > 1 or rest or len(merges[0].terms) > 1
+        dead = self.groups.flattened(position)[1] if partial else (position,)
+        needed = frozenset({merge.source for merge in merges} | {operand.tensor for operand in rest})
+        gone = self._superfluous(dead, needed, outputs)
+        after = sum(_conv_cost(merge.window) for merge in merges)
+        after += cost.pointwise(outputs, 2) * (len(merges) + len(rest) - 1)
+        # A Conv where there was none, or in place of an elementwise op that stays, is not what fusing is for.
+        saving = gone.cost - after if gone.convs >= len(merges) else -1.0
+        return Candidate(position, merges, rest, frozenset(gone.nodes), saving)
+
+    def _superfluous(self, dead: Sequence[int], needed: frozenset[str], channels: int) -> _Superfluous:
+        """What goes if the nodes `dead` go and of the tensors between only `needed` ones must stay."""
+        scope, groups = self.groups.scope, self.groups
+        found = _Superfluous(set(dead))
+        lost: Counter[str] = Counter()
+        pending = [(position, 1, channels) for position in dead]
+        while pending:
+            position, density, width = pending.pop()
+            lifted = groups.lifted.get(position)
+            inputs = groups.data_inputs(position)
+            found.convs += lifted is not None and lifted.weight_type != 0
+            found.cost += density * _node_cost(lifted, width, len(inputs))
+            if lifted:
+                density *= lifted.window.stride
+                width = lifted.window.channels[1] if lifted.window.channels else width
+            for tensor in inputs:
+                lost[tensor] += 1
+                producer = scope.producer(tensor)
+                if (
+                    producer is not None
+                    and producer not in found.nodes
+                    and producer not in self.gone
+                    and tensor not in needed
+                    and groups.is_linear(producer)
+                    and lost[tensor] >= self._uses(tensor)
+                ):
+                    found.nodes.add(producer)
+                    pending.append((producer, density, width))
+        return found
+
+    def _uses(self, tensor: str) -> int:
+        scope = self.groups.scope
+        left = sum(position not in self.gone for position in scope.consumers(tensor))
+        return left + self._added[tensor] + (tensor in scope.kept)
+
+
+@dataclass
+class _Superfluous:
+    """Nodes that go, their cost for each position of the last output, and how many are Convs."""
+
+    nodes: set[int]
+    cost: float = 0.0
+    convs: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Cluster:
+    """Operands of a join that may become one Conv, and what they cost as they are now or as that Conv."""
+
+    operands: tuple[Operand, ...]
+    form: Form
+    cost: float
+
+
+def _conv_cost(geometry: Window) -> float:
+    return cost.conv(window.emittable(geometry))
+
+
+def _node_cost(lifted: Lifted | None, channels: int, operands: int) -> float:
+    if lifted is None:
+        return cost.pointwise(channels, operands)
+    geometry = lifted.window
+    if lifted.weight_type:
+        return cost.conv(geometry)
+    pooled = Window((channels, channels), channels, geometry.axes)
+    return cost.conv(pooled) if geometry.taps > 1 else cost.pointwise(channels)

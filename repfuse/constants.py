@@ -1,0 +1,193 @@
+"""What is constant in a graph, and its values: initializers, Constant nodes, and expressions of them.
+
+Values are read when they are asked for, one tensor at a time. Expressions (weights that the graph computes
+from constants, as onnxoptimizer and OREPA leave them) are evaluated with ONNX's own reference implementation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+_RANDOM = {
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+}
+_LARGEST = 2**28
+"""Elements: a constant expression whose value is larger is left alone."""
+
+_VALUES: dict[str, type] = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+"""Attributes of Constant (operator version 12) that hold numbers, and the type that each gives."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant tensor: its shape, its `TensorProto` type, and a way to its values."""
+
+    dims: tuple[int, ...]
+    data_type: int
+    read: Callable[[], NDArray[np.generic]] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return math.prod(self.dims)
+
+
+class Constants:
+    """The constants of one graph, by tensor name; what is not here is looked up in the graph around it."""
+
+    def __init__(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        initializers: Mapping[str, onnx.TensorProto],
+        *,
+        opset_imports: Sequence[onnx.OperatorSetIdProto],
+        variables: frozenset[str] = frozenset(),
+        around: Constants | None = None,
+    ) -> None:
+        """Look at a graph.
+
+        Args:
+            nodes: The graph's nodes.
+            initializers: Its initializers by name.
+            opset_imports: The operator sets that its nodes are of.
+            variables: Its inputs: an initializer of such a name may be overridden, so it is no constant.
+            around: The constants of the enclosing graph.
+        """
+        self._initializers = initializers
+        self._producers = {name: (i, node) for i, node in enumerate(nodes) for name in node.output if name}
+        self._imports = [entry for entry in opset_imports if entry.domain in ("", "ai.onnx")]
+        self._variables = variables
+        self._around = around
+        self._found: dict[str, Constant | None] = {}
+        self._foldable: dict[str, bool] = {}
+
+    def find(self, name: str) -> Constant | None:
+        """The constant of that name, None if there is none: a variable, or what cannot be evaluated."""
+        if name not in self._found:
+            self._found[name] = self._look_up(name)
+        return self._found[name]
+
+    def _look_up(self, name: str) -> Constant | None:
+        if name in self._variables or not name:
+            return None
+        if name in self._initializers:
+            return _of_tensor(self._initializers[name])
+        node = self._producer(name)
+        if node is None:
+            return self._around.find(name) if self._around else None
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            return _of_constant_node(node)
+        if node.op_type == "Identity":
+            return self.find(node.input[0])
+        return self._of_expression(name) if self._is_expression(name) else None
+
+    def _producer(self, name: str) -> onnx.NodeProto | None:
+        return self._producers[name][1] if name in self._producers else None
+
+    def _is_expression(self, name: str) -> bool:
+        """Whether a tensor follows from constants alone. A loop, since expressions may be deep."""
+        pending = [name]
+        while pending:
+            current = pending[-1]
+            node = self._producer(current)
+            if current in self._foldable:
+                pending.pop()
+            elif current in self._variables:
+                self._foldable[pending.pop()] = False
+            elif node is None or node.op_type == "Constant" or current in self._initializers:
+                self._foldable[pending.pop()] = self.find(current) is not None
+            elif not _deterministic(node):
+                self._foldable[pending.pop()] = False
+            elif unknown := [i for i in node.input if i and i not in self._foldable]:
+                if any(i in pending for i in unknown):
+                    return False
+                pending.extend(unknown)
+            else:
+                self._foldable[pending.pop()] = all(self._foldable[i] for i in node.input if i)
+        return self._foldable[name]
+
+    def _of_expression(self, name: str) -> Constant | None:
+        try:
+            value = self._evaluate(name)
+        except Exception:  # the evaluator raises whatever its operators' Python code raises
+            return None
+        if value.size > _LARGEST:
+            return None
+        data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+        return Constant(value.shape, data_type, lambda: self._evaluate(name))
+
+    def _evaluate(self, name: str) -> NDArray[np.generic]:
+        nodes, leaves = self._expression(name)
+        graph = helper.make_graph(
+            nodes,
+            "expression",
+            [helper.make_tensor_value_info(n, leaf.data_type, leaf.dims) for n, leaf in leaves.items()],
+            [helper.make_empty_tensor_value_info(name)],
+        )
+        model = helper.make_model(graph, opset_imports=self._imports)
+        feeds: dict[str, Any] = {n: leaf.read() for n, leaf in leaves.items()}
+        outputs: list[Any] = list(ReferenceEvaluator(model).run(None, feeds))
+        return np.asarray(outputs[0])
+
+    def _expression(self, name: str) -> tuple[list[onnx.NodeProto], dict[str, Constant]]:
+        """The nodes that compute a tensor, in order, and the constants that they start from."""
+        needed: dict[int, onnx.NodeProto] = {}
+        leaves: dict[str, Constant] = {}
+        pending = [name]
+        while pending:
+            current = pending.pop()
+            node = self._producer(current)
+            if node is None or node.op_type == "Constant" or current in self._initializers:
+                leaf = self.find(current)
+                assert leaf is not None
+                leaves[current] = leaf
+            elif (position := self._producers[current][0]) not in needed:
+                needed[position] = node
+                pending.extend(i for i in node.input if i)
+        return [needed[position] for position in sorted(needed)], leaves
+
+
+def _deterministic(node: onnx.NodeProto) -> bool:
+    return (
+        node.domain in ("", "ai.onnx")
+        and node.op_type not in _RANDOM
+        and not any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
+        and not any(a.ref_attr_name for a in node.attribute)
+    )
+
+
+def _of_tensor(tensor: onnx.TensorProto) -> Constant:
+    return Constant(tuple(tensor.dims), tensor.data_type, lambda: numpy_helper.to_array(tensor))
+
+
+def _of_constant_node(node: onnx.NodeProto) -> Constant | None:
+    if len(node.attribute) != 1 or node.attribute[0].ref_attr_name:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        return _of_tensor(attribute.t)
+    if attribute.name not in _VALUES:
+        return None
+    value: NDArray[np.generic] = np.asarray(
+        helper.get_attribute_value(attribute), dtype=_VALUES[attribute.name]
+    )
+    return Constant(value.shape, helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)

@@ -1,0 +1,112 @@
+"""Deriving a group's kernel: from the chosen structure to numbers, in float64, rounded once at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from repfuse import kernel
+from repfuse.choose import Merge
+from repfuse.groups import Groups
+from repfuse.kernel import Array, EquivalentKernel
+from repfuse.window import Refusal, Window
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A Conv's parameters in the model's own type.
+
+    Attributes:
+        window: Its geometry, without negative padding.
+        weight: Shape `(C_out, C_in / group, *kernel)`.
+        bias: Shape `(C_out,)`; None where it is zero.
+    """
+
+    window: Window
+    weight: TensorProto
+    bias: TensorProto | None
+
+
+def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
+    """Compute the one Conv that a merge amounts to."""
+    reader = _Reader(groups, merge.source)
+    branches = [_signed(reader.kernel_of(term.tensor), term.sign) for term in merge.terms]
+    total = kernel.emittable(branches[0] if len(branches) == 1 else reader.sum(branches))
+    if len(reader.weight_types) != 1:
+        return Refusal("mixes weights of different types")
+    return _rounded(total, reader.weight_types.pop())
+
+
+class _Reader:
+    """Walks from a tensor back to its source, composing what it meets; shared tensors are read once."""
+
+    def __init__(self, groups: Groups, source: str) -> None:
+        self.weight_types: set[int] = set()
+        self._groups = groups
+        self._source = source
+        self._known: dict[str, EquivalentKernel] = {source: kernel.identity()}
+
+    def kernel_of(self, tensor: str) -> EquivalentKernel:
+        """The equivalent kernel from the source to `tensor`, which must have a form over that source."""
+        pending = [tensor]
+        while pending:
+            current = pending[-1]
+            position = self._groups.scope.producer(current)
+            assert position is not None or current in self._known
+            inputs = () if position is None else self._groups.data_inputs(position)
+            missing = [name for name in inputs if name not in self._known]
+            if current in self._known:
+                pending.pop()
+            elif missing:
+                pending += missing
+            else:
+                assert position is not None
+                self._known[current] = self._apply(position)
+                pending.pop()
+        return self._known[tensor]
+
+    def sum(self, branches: Sequence[EquivalentKernel]) -> EquivalentKernel:
+        """Add up branches, whose windows are known to have a sum."""
+        window = self._groups.sum([branch.window for branch in branches], self._source)
+        assert isinstance(window, Window)
+        return kernel.add(branches, window)
+
+    def _apply(self, position: int) -> EquivalentKernel:
+        lifted = self._groups.lifted.get(position)
+        if lifted is None:
+            operands = self._groups.joins[position]
+            branches = [_signed(self._known[operand.tensor], operand.sign) for operand in operands]
+            return self.sum(branches)
+        if lifted.weight_type:
+            self.weight_types.add(lifted.weight_type)
+        before = self._known[lifted.source]
+        # The bare source needs no arithmetic, so a Conv's weight is not copied for it.
+        return (
+            lifted.kernel()
+            if before is self._known[self._source]
+            else kernel.compose(before, lifted.kernel())
+        )
+
+
+def _signed(branch: EquivalentKernel, sign: int) -> EquivalentKernel:
+    return branch if sign > 0 else kernel.compose(branch, kernel.affine(-np.ones(1), np.zeros(1)))
+
+
+def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
+    """Round a kernel to a model's type, once."""
+    arrays = [exact.weight, exact.bias]
+    if not all(np.all(np.isfinite(array)) for array in arrays):
+        return Refusal("has a weight that is infinite or not a number")
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    with np.errstate(over="ignore"):
+        weight, bias = (array.astype(dtype) for array in arrays)
+    if not all(np.all(np.isfinite(array.astype(np.float32, copy=False))) for array in (weight, bias)):
+        return Refusal(f"would overflow {np.dtype(dtype).name} once merged")
+    return Derived(exact.window, _tensor(weight), _tensor(bias) if np.any(exact.bias) else None)
+
+
+def _tensor(array: Array) -> TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(array))

@@ -1,0 +1,112 @@
+"""The pass: find groups, choose, derive their kernels, patch the model, and say what was done and what not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+
+from onnx import ModelProto
+
+from repfuse import model_io
+from repfuse.choose import Merge, choose
+from repfuse.explain import refusals
+from repfuse.groups import Groups
+from repfuse.patch import Patch
+from repfuse.patterns import Pattern, load_patterns, match, select
+from repfuse.remarks import Edit, Outcome, Remark
+from repfuse.rewrite import rewrite
+from repfuse.topology import topology
+from repfuse.view import scopes
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """What fusing gave.
+
+    Attributes:
+        model: The model with its groups fused.
+        edits: What was changed, in the order of the graph.
+        remarks: What was fused and what was left, and why.
+    """
+
+    model: ModelProto
+    edits: tuple[Edit, ...]
+    remarks: tuple[Remark, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was fused; if not, `model` equals what came in."""
+        return bool(self.edits)
+
+
+def fuse(
+    model: ModelProto | str | PathLike[str],
+    *,
+    patterns: Sequence[str] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> FuseResult:
+    """Collapse every group of linear branches that is exact and cheaper as one Conv.
+
+    Args:
+        model: A model, which is not changed, or the path of one.
+        patterns: Names of the block families to fuse, or paths of .toml files that describe some (see
+            docs/patterns.md); all groups if None.
+        on_progress: Told, in a few words, what happens next.
+
+    Raises:
+        BadInputError: The model cannot be read or used, or there is no such pattern.
+    """
+    say = on_progress or (lambda _: None)
+    known = load_patterns([name for name in patterns or () if _is_file(name)])
+    if patterns:
+        known = select(known, [Path(name).stem if _is_file(name) else name for name in patterns])
+    if isinstance(model, ModelProto):
+        model_io.check(model, "the model")
+        model = copy.deepcopy(model)
+    else:
+        say(f"reading {fspath(model)}")
+        model = model_io.load(model)
+    return _fuse_in_place(model, known, say)
+
+
+def _is_file(pattern: str) -> bool:
+    return pattern.endswith(".toml")
+
+
+def _fuse_in_place(model: ModelProto, known: Sequence[Pattern], say: Callable[[str], None]) -> FuseResult:
+    graphs = scopes(model)
+    patch = Patch(model, graphs)
+    edits: list[Edit] = []
+    remarks: list[Remark] = []
+    for scope in graphs:
+        say("finding groups")
+        groups = Groups(scope)
+        families: dict[Merge, Pattern | None] = {}
+
+        def fits(
+            merge: Merge, groups: Groups = groups, families: dict[Merge, Pattern | None] = families
+        ) -> bool:
+            if merge not in families:
+                families[merge] = match(known, topology(groups, merge))
+            return families[merge] is not None
+
+        chosen = choose(groups, fits)
+        say(f"merging {len(chosen)} groups")
+        for candidate in chosen:
+            names = {pattern.name for merge in candidate.merges if (pattern := families[merge])}
+            done = rewrite(groups, candidate, ", ".join(sorted(names)), patch)
+            remarks.append(done if isinstance(done, Remark) else _fused(done))
+            if isinstance(done, Edit):
+                edits.append(done)
+        remarks += refusals(groups, chosen)
+    if edits:
+        patch.apply()
+    return FuseResult(model, tuple(edits), tuple(remarks))
+
+
+def _fused(edit: Edit) -> Remark:
+    message = f"{edit.pattern}: {len(edit.removed)} nodes became {' and '.join(edit.added)}, {edit.kernel}"
+    return Remark(Outcome.FUSED, edit.removed[-1], message, graph=edit.graph)

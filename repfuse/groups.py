@@ -1,0 +1,169 @@
+"""Finding groups: from which tensors each tensor follows linearly, and which operands meet in a join.
+
+For every tensor `t` this works out its *forms*: sources `x` and windows such that `t = kernel(x)`, one
+equivalent kernel. A linear node adds itself to the forms of what it acts on; a join of branches has a form
+for each source that all of its operands share. So branches, tails and nested joins need no cases of their own.
+Weights are not read: whether a form exists depends on geometry (see `repfuse.window`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from repfuse import window
+from repfuse.idioms import idiom_nodes
+from repfuse.lift import LIFTERS, Lifted, lift
+from repfuse.view import Scope
+from repfuse.window import IDENTITY, Refusal, Window
+
+JOINS = frozenset({"Add", "Sub", "Sum"})
+
+_FORMS_KEPT = 8
+"""Forms of one tensor that are carried on, the nearest sources first: it bounds the work for each node."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way in which a tensor follows from a source: its window, and whether a Conv is on the way."""
+
+    window: Window
+    has_conv: bool
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a join adds, or subtracts where `sign` is -1."""
+
+    tensor: str
+    sign: int
+
+
+_ITSELF = Form(IDENTITY, has_conv=False)
+
+
+class Groups:
+    """The linear structure of one graph.
+
+    Attributes:
+        scope: The graph.
+        lifted: Linear nodes by position.
+        joins: The operands of each join by its position.
+        blocked: Why a node is not linear, or cannot be merged with what is before it, by position.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.lifted: dict[int, Lifted] = {}
+        self.joins: dict[int, tuple[Operand, ...]] = {}
+        self.blocked: dict[int, Refusal] = {}
+        self._forms: dict[str, dict[str, Form]] = {}
+        if not any(node.op_type == "Conv" for node in scope.nodes):
+            return
+        off_limits = idiom_nodes(scope)
+        for position in range(len(scope.nodes)):
+            if position in off_limits:
+                self.blocked[position] = Refusal(
+                    f"is part of {off_limits[position]}, which runtimes run as one"
+                )
+            else:
+                self._visit(position)
+
+    def forms(self, tensor: str) -> dict[str, Form]:
+        """The forms of a tensor by source, the nearest first: before all, itself as the bare source."""
+        return {tensor: _ITSELF, **self._forms.get(tensor, {})}
+
+    def is_linear(self, position: int) -> bool:
+        """Whether a node is a linear op or a join."""
+        return position in self.lifted or position in self.joins
+
+    def data_inputs(self, position: int) -> tuple[str, ...]:
+        """The operands of a linear node or join that are not constant."""
+        if position in self.lifted:
+            return (self.lifted[position].source,)
+        return tuple(operand.tensor for operand in self.joins.get(position, ()))
+
+    def sum(self, windows: Sequence[Window], source: str) -> Window | Refusal:
+        """`window.add` for branches of `source`, with its static extents where they would help."""
+        total = window.add(windows)
+        if isinstance(total, Refusal) and total.extents_would_help:
+            shape = self.scope.shape_of(source) or ()
+            return window.add(windows, [n if isinstance(n, int) else None for n in shape[2:]])
+        return total
+
+    def flattened(self, position: int) -> tuple[tuple[Operand, ...], tuple[int, ...]]:
+        """The operands of a tree of joins, and its joins: inner joins that nothing else uses dissolve."""
+        operands: list[Operand] = []
+        inside = [position]
+        pending = list(reversed(self.joins[position]))
+        while pending:
+            operand = pending.pop()
+            inner = self.inner_join(operand.tensor)
+            if inner is None:
+                operands.append(operand)
+            else:
+                inside.append(inner)
+                pending += [Operand(o.tensor, o.sign * operand.sign) for o in reversed(self.joins[inner])]
+        return tuple(operands), tuple(inside)
+
+    def inner_join(self, tensor: str) -> int | None:
+        """The join that computes a tensor, if it has one use only."""
+        position = self.scope.producer(tensor)
+        used_once = len(self.scope.consumers(tensor)) == 1 and tensor not in self.scope.kept
+        return position if position in self.joins and used_once else None
+
+    def _visit(self, position: int) -> None:
+        node = self.scope.nodes[position]
+        if node.op_type in JOINS and node.domain in ("", "ai.onnx"):
+            operands = self._operands(position)
+            if operands:
+                self.joins[position] = operands
+                self._keep(node.output[0], self._forms_of_join(position))
+                return
+        if node.op_type not in LIFTERS or not node.output or self._is_constant(position):
+            return
+        lifted = lift(node, self.scope)
+        if isinstance(lifted, Refusal):
+            self.blocked[position] = lifted
+            return
+        self.lifted[position] = lifted
+        self._keep(node.output[0], self._forms_of_linear(position, lifted))
+
+    def _is_constant(self, position: int) -> bool:
+        node = self.scope.nodes[position]
+        return all(self.scope.constants.find(name) is not None for name in node.input if name)
+
+    def _operands(self, position: int) -> tuple[Operand, ...]:
+        """The operands of a join, none if one of them is constant (then it is a shift)."""
+        node = self.scope.nodes[position]
+        if len(node.input) < 2 or any(self.scope.constants.find(name) for name in node.input):
+            return ()
+        signs = (1, -1) if node.op_type == "Sub" else (1,) * len(node.input)
+        return tuple(Operand(name, sign) for name, sign in zip(node.input, signs, strict=True))
+
+    def _forms_of_linear(self, position: int, lifted: Lifted) -> Iterator[tuple[str, Form]]:
+        is_conv = bool(lifted.weight_type)
+        for source, form in self.forms(lifted.source).items():
+            if is_conv and form.has_conv:
+                continue
+            composed = window.compose(form.window, lifted.window)
+            if isinstance(composed, Refusal):
+                self.blocked[position] = composed
+                return
+            yield source, Form(composed, form.has_conv or is_conv)
+
+    def _forms_of_join(self, position: int) -> Iterator[tuple[str, Form]]:
+        columns = [self.forms(operand.tensor) for operand in self.joins[position]]
+        for source in columns[0]:
+            if not all(source in column for column in columns):
+                continue
+            total = self.sum([column[source].window for column in columns], source)
+            if isinstance(total, Refusal):
+                self.blocked.setdefault(position, total)
+            else:
+                yield source, Form(total, any(column[source].has_conv for column in columns))
+
+    def _keep(self, tensor: str, found: Iterator[tuple[str, Form]]) -> None:
+        forms = dict(form for form, _ in zip(found, range(_FORMS_KEPT), strict=False))
+        if forms:
+            self._forms[tensor] = forms

@@ -1,0 +1,217 @@
+"""Equivalent kernels and the transforms on them, in float64: the algebra of structural reparameterization.
+
+Whatever is linear and shift-equivariant is a convolution, a BatchNormalization or the bare source too. Each
+op becomes an `EquivalentKernel`; ops in sequence are composed, branches are added. Whether that is exact is
+decided on windows (`repfuse.window`); here are the numbers. Pure functions on arrays, which know no ONNX.
+
+The transforms are numbered as in DBB (arXiv:2103.13425, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repfuse import window as geometry
+from repfuse.window import IDENTITY, Axis, Refusal, Window
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EquivalentKernel:
+    """What a linear op, a branch or a group amounts to: `y = weight * x + bias`.
+
+    Attributes:
+        window: The geometry.
+        weight: Shape `(C_out, C_in / group, *kernel)`; `(1, 1, *kernel)` where the window treats all channels
+            alike. Of any float type: the first arithmetic done with it makes it float64.
+        bias: Shape `(C_out,)`, or `(1,)` where the window treats all channels alike; float64.
+    """
+
+    window: Window
+    weight: Array
+    bias: Array
+
+
+def identity() -> EquivalentKernel:
+    """The bare source."""
+    return EquivalentKernel(IDENTITY, np.ones((1, 1)), np.zeros(1))
+
+
+def affine(scale: Array, shift: Array, rank: int = 0) -> EquivalentKernel:
+    """`scale * x + shift`, for all channels alike (shape `(1,)`) or per channel (shape `(C,)`).
+
+    Args:
+        scale: Factors.
+        shift: Summands, of the same shape.
+        rank: How many spatial axes the tensor has; 0 for any number.
+    """
+    count = scale.size
+    channels = (count, count) if count > 1 else None
+    window = Window(
+        channels, count if channels else 0, (Axis(),) * rank, biased=bool(np.any(shift != 0)), fixed=False
+    )
+    weight = scale.astype(np.float64).reshape(count, 1, *(1,) * rank)
+    return EquivalentKernel(window, weight, shift.astype(np.float64).reshape(count))
+
+
+def average(window: Window) -> EquivalentKernel:
+    """Average pooling that divides by the number of taps everywhere (transform V)."""
+    extents = [axis.kernel for axis in window.axes]
+    return EquivalentKernel(window, np.full((1, 1, *extents), 1 / math.prod(extents)), np.zeros(1))
+
+
+def compose(first: EquivalentKernel, second: EquivalentKernel) -> EquivalentKernel:
+    """`second` applied to what `first` computes (transform III; transform I where one of them is pointwise).
+
+    `W[o, i, t + stride_first * u] = sum over m of W_second[o, m, u] * W_first[m, i, t]`, and
+    `b[o] = b_second[o] + sum over m and u of W_second[o, m, u] * b_first[m]`.
+
+    Raises:
+        ValueError: `window.compose` refuses the two.
+    """
+    window = _exact(geometry.compose(first.window, second.window))
+    if second.window.pointwise and second.window.depthwise:
+        weight = first.weight * _column(second.weight, first.weight.ndim)
+        return _kernel(window, weight, first.bias * second.weight.reshape(-1) + second.bias)
+    first, second = _with_channels(first, second)
+    if first.window.pointwise and first.window.depthwise:
+        weight = second.weight * _per_input(first.weight.reshape(-1), second)
+    else:
+        weight = _convolve(first, second, window)
+    return _kernel(window, weight, second.bias + _sum_of_shifts(first.bias, second))
+
+
+def add(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel:
+    """The sum of parallel kernels (transforms II and VI): `W = sum W_b`, `b = sum b_b`, taps aligned.
+
+    Args:
+        kernels: The branches.
+        window: The sum's geometry, which `window.add` gives.
+    """
+    outputs, inputs = window.channels or (1, 1)
+    weight = np.zeros((outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes)))
+    for kernel in kernels:
+        _accumulate(weight, window, kernel)
+    return EquivalentKernel(window, weight, sum((kernel.bias for kernel in kernels), np.zeros(outputs)))
+
+
+def emittable(kernel: EquivalentKernel) -> EquivalentKernel:
+    """The same kernel with no negative padding, which Conv does not have: zero taps take its place."""
+    window = geometry.emittable(kernel.window)
+    return kernel if window == kernel.window else _embedded(kernel, window)
+
+
+def _exact(window: Window | Refusal) -> Window:
+    if isinstance(window, Refusal):
+        raise ValueError(window.reason)
+    return window
+
+
+def _kernel(window: Window, weight: Array, bias: Array) -> EquivalentKernel:
+    """Put arrays in the shapes that the window asks for: axes of a pointwise op may still be missing."""
+    outputs, inputs = window.channels or (1, 1)
+    shape = (outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes))
+    return EquivalentKernel(window, weight.reshape(shape), np.broadcast_to(bias, (outputs,)))
+
+
+def _column(vector: Array, ndim: int) -> Array:
+    """Lay a vector along the first of `ndim` axes."""
+    return vector.reshape((-1,) + (1,) * (ndim - 1))
+
+
+def _per_input(vector: Array, kernel: EquivalentKernel) -> Array:
+    """Lay one value for each input channel so that it multiplies `kernel.weight`."""
+    outputs, inputs = kernel.window.channels or (1, 1)
+    group = kernel.window.group or 1
+    blocks = np.broadcast_to(vector, (inputs,)).reshape(group, 1, inputs // group)
+    rows = np.broadcast_to(blocks, (group, outputs // group, inputs // group))
+    return rows.reshape((outputs, inputs // group) + (1,) * (kernel.weight.ndim - 2))
+
+
+def _sum_of_shifts(shift: Array, kernel: EquivalentKernel) -> Array:
+    """What a constant `shift` of each input channel becomes behind `kernel`."""
+    taps = kernel.weight.reshape(*kernel.weight.shape[:2], -1).sum(-1, dtype=np.float64)
+    total: Array = (taps * _per_input(shift, kernel).reshape(taps.shape)).sum(-1)
+    return total
+
+
+def _with_channels(
+    first: EquivalentKernel, second: EquivalentKernel
+) -> tuple[EquivalentKernel, EquivalentKernel]:
+    """Spell an op that treats all channels alike out for the number of channels that the other one has."""
+    if first.window.channels:
+        return first, _for_channels(second, first.window.channels[0])
+    if second.window.channels:
+        return _for_channels(first, second.window.channels[1]), second
+    return first, second
+
+
+def _for_channels(kernel: EquivalentKernel, count: int) -> EquivalentKernel:
+    if kernel.window.channels:
+        return kernel
+    old = kernel.window
+    window = Window((count, count), count, old.axes, old.biased, old.fixed)
+    weight = np.broadcast_to(kernel.weight, (count, 1, *kernel.weight.shape[2:]))
+    return EquivalentKernel(window, weight, np.broadcast_to(kernel.bias, (count,)))
+
+
+def _embedded(kernel: EquivalentKernel, window: Window) -> EquivalentKernel:
+    """Write a kernel out in a larger window: fewer groups, more taps."""
+    outputs, inputs = window.channels or (1, 1)
+    weight = np.zeros((outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes)))
+    _accumulate(weight, window, kernel)
+    return EquivalentKernel(window, weight, kernel.bias)
+
+
+def _accumulate(total: Array, window: Window, kernel: EquivalentKernel) -> None:
+    """Add a kernel's weight to `total`, whose geometry is `window`, in place."""
+    if window.channels:
+        kernel = _for_channels(kernel, window.channels[1])
+    axes = geometry.with_rank(kernel.window, len(window.axes)).axes
+    places = (..., *(_places(axis, whole) for axis, whole in zip(axes, window.axes, strict=True)))
+    group = window.group or 1
+    copies = (kernel.window.group or 1) // group
+    outputs, inputs = total.shape[0] // group // copies, total.shape[1] // copies
+    taps = [axis.kernel for axis in axes]
+    blocks = total.reshape(group, copies, outputs, copies, inputs, *total.shape[2:])
+    # A finer grouping fills the diagonal blocks only; einsum gives a view of them.
+    diagonal = np.einsum("gcoci...->gcoi...", blocks)
+    diagonal[places] += kernel.weight.reshape(group, copies, outputs, inputs, *taps)
+
+
+def _places(axis: Axis, whole: Axis) -> slice:
+    """Where the taps of `axis` stand among those of `whole`."""
+    start = (whole.begin - axis.begin) // whole.dilation
+    step = max(1, axis.dilation // whole.dilation) if axis.kernel > 1 else 1
+    return slice(start, start + (axis.kernel - 1) * step + 1, step)
+
+
+def _convolve(first: EquivalentKernel, second: EquivalentKernel, window: Window) -> Array:
+    """The weight of a composition, tap by tap: for each pair of taps one matrix product for each group."""
+    group = window.group or 1
+    inner, outer = _taps_first(first, group), _taps_first(second, group)
+    rank = len(window.axes)
+    taps = [axis.kernel for axis in window.axes]
+    out = np.zeros((*taps, group, outer.shape[rank + 1], inner.shape[rank + 2]))
+    for u in np.ndindex(*outer.shape[:rank]):
+        for t in np.ndindex(*inner.shape[:rank]):
+            steps = zip(first.window.axes, second.window.axes, window.axes, t, u, strict=True)
+            place = [(a.dilation * i + a.stride * b.dilation * j) // w.dilation for a, b, w, i, j in steps]
+            out[tuple(place)] += outer[u] @ inner[t]
+    return np.moveaxis(out, range(rank), range(-rank, 0)).reshape(-1, out.shape[-1], *taps)
+
+
+def _taps_first(kernel: EquivalentKernel, group: int) -> Array:
+    """A kernel's weight as `(*kernel, group, C_out / group, C_in / group)`; `group` divides its own."""
+    outputs, inputs = kernel.window.channels or (1, 1)
+    old = kernel.window
+    weight = _embedded(kernel, Window(old.channels, group, old.axes)).weight
+    blocks = weight.reshape(group, outputs // group, inputs // group, *weight.shape[2:])
+    return np.moveaxis(blocks, range(3, blocks.ndim), range(blocks.ndim - 3))

@@ -1,0 +1,184 @@
+"""Edits: new nodes in the place of old ones, spliced into the model itself.
+
+The model that was loaded is the document, and it is changed as little as possible: a replacement takes the
+place of the last node that it replaces and keeps that node's output name; what became dead through the edits is
+removed when all of them are known, never before, since what one edit makes dead may be another's source. All
+else stays byte for byte what it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
+
+
+@dataclass
+class _Changes:
+    """What happens to one graph."""
+
+    nodes: dict[int, list[NodeProto]] = field(default_factory=dict)
+    tensors: list[TensorProto] = field(default_factory=list)
+    dead: set[int] = field(default_factory=set)
+
+
+class Patch:
+    """Collects the edits of a model and applies them at once."""
+
+    def __init__(self, model: ModelProto, scopes: Sequence[Scope]) -> None:
+        """`scopes`: all graphs of `model`. Nothing is changed before `apply`."""
+        self._model = model
+        self._scopes = scopes
+        self._changes = {id(scope): _Changes() for scope in scopes}
+        self._names = set(_all_names(scopes))
+
+    def fresh(self, stem: str) -> str:
+        """A name that nothing in the model has, made from `stem`."""
+        name, number = stem, 1
+        while name in self._names:
+            number += 1
+            name = f"{stem}_{number}"
+        self._names.add(name)
+        return name
+
+    def add_constant(self, scope: Scope, stem: str, tensor: TensorProto) -> str:
+        """Add a constant to a graph; its name is returned."""
+        tensor.name = self.fresh(stem)
+        self._changes[id(scope)].tensors.append(tensor)
+        return tensor.name
+
+    def replace(self, scope: Scope, position: int, nodes: Sequence[NodeProto]) -> None:
+        """Put nodes in the place of one; the last of them computes the output that it computed."""
+        self._changes[id(scope)].nodes[position] = list(nodes)
+
+    def apply(self) -> None:
+        """Change the model, and remove what that made dead: nodes, initializers, and what is said of them."""
+        orphans = self._orphans()
+        for scope in self._scopes:
+            self._apply_to(scope, orphans[id(scope)])
+
+    def _orphans(self) -> dict[int, set[str]]:
+        """Tensors that lose their last use through the edits, by graph; their producers go into `dead`."""
+        uses = _uses(self._scopes)
+        orphans: dict[int, set[str]] = {id(scope): set() for scope in self._scopes}
+        pending: list[tuple[Scope, str]] = []
+        for scope in self._scopes:
+            for position, nodes in self._changes[id(scope)].nodes.items():
+                for name in (name for node in nodes for name in node.input):
+                    uses[id(_home(scope, name))][name] += 1
+                pending += [(scope, name) for name in scope.nodes[position].input]
+        while pending:
+            scope, name = pending.pop()
+            home = _home(scope, name)
+            uses[id(home)][name] -= 1
+            if uses[id(home)][name] > 0 or not name:
+                continue
+            orphans[id(home)].add(name)
+            producer = home.producer(name)
+            changes = self._changes[id(home)]
+            if producer is None or producer in changes.nodes or producer in changes.dead:
+                continue
+            node = home.nodes[producer]
+            if not any(uses[id(home)][output] for output in node.output if output):
+                changes.dead.add(producer)
+                pending += [(home, name) for name in node.input]
+        return orphans
+
+    def _apply_to(self, scope: Scope, orphans: set[str]) -> None:
+        changes, proto = self._changes[id(scope)], scope.proto
+        vanished = {
+            name for name in orphans if scope.producer(name) is None or scope.producer(name) in changes.dead
+        }
+        if isinstance(proto, GraphProto):
+            self._add_initializers(scope, proto, changes.tensors)
+            self._remove_initializers(scope, proto, vanished)
+            _remove(proto.quantization_annotation, lambda entry: entry.tensor_name in vanished)
+        elif changes.nodes:
+            constants = [helper.make_node("Constant", [], [t.name], value=t) for t in changes.tensors]
+            first = min(changes.nodes)
+            changes.nodes[first] = constants + changes.nodes[first]
+        _remove(proto.value_info, lambda entry: entry.name in vanished)
+        _splice(proto.node, changes)
+
+    def _add_initializers(self, scope: Scope, graph: GraphProto, tensors: Iterable[TensorProto]) -> None:
+        for tensor in tensors:
+            graph.initializer.append(tensor)
+            if scope.around is None and self._model.ir_version < FIRST_OVERRIDABLE_IR:
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+
+    def _remove_initializers(self, scope: Scope, graph: GraphProto, orphans: set[str]) -> None:
+        orphaned = {tensor.name for tensor in graph.initializer if tensor.name in orphans}
+        _remove(graph.initializer, lambda tensor: tensor.name in orphaned)
+        if scope.around is None and self._model.ir_version < FIRST_OVERRIDABLE_IR:
+            _remove(graph.input, lambda entry: entry.name in orphaned)
+
+
+def _home(scope: Scope, name: str) -> Scope:
+    """The graph in which a name that `scope` uses is defined."""
+    current = scope
+    while current.around is not None and not _defines(current, name):
+        current = current.around
+    return current
+
+
+def _defines(scope: Scope, name: str) -> bool:
+    return scope.producer(name) is not None or name in scope.own_names
+
+
+def _uses(scopes: Iterable[Scope]) -> dict[int, Counter[str]]:
+    """How often each tensor is used, by the graph that defines it: in nodes, and as an output of a graph."""
+    scopes = list(scopes)
+    uses: dict[int, Counter[str]] = {id(scope): Counter() for scope in scopes}
+    for scope in scopes:
+        for name in (*scope.outputs, *(name for node in scope.nodes for name in node.input)):
+            uses[id(_home(scope, name))][name] += 1
+    return uses
+
+
+def _all_names(scopes: Iterable[Scope]) -> Iterator[str]:
+    for scope in scopes:
+        yield from scope.own_names
+        for node in scope.nodes:
+            yield node.name
+            yield from node.input
+            yield from node.output
+
+
+def _remove(entries: Any, unwanted: Any) -> None:
+    """Delete from a repeated field, from the end and run by run, without copying what stays."""
+    runs = _runs([index for index, entry in enumerate(entries) if unwanted(entry)])
+    for start, stop in reversed(runs):
+        del entries[start:stop]
+
+
+def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending indices as half-open ranges."""
+    runs: list[tuple[int, int]] = []
+    for index in indices:
+        if runs and runs[-1][1] == index:
+            runs[-1] = (runs[-1][0], index + 1)
+        else:
+            runs.append((index, index + 1))
+    return runs
+
+
+def _splice(nodes: Any, changes: _Changes) -> None:
+    for position in sorted(changes.nodes, reverse=True):
+        *before, last = changes.nodes[position]
+        nodes[position].CopyFrom(last)
+        for node in reversed(before):
+            nodes.insert(position, node)
+    offset = 0
+    dead = []
+    inserted = sorted((position, len(new) - 1) for position, new in changes.nodes.items())
+    for position in sorted(changes.dead):
+        while inserted and inserted[0][0] < position:
+            offset += inserted.pop(0)[1]
+        dead.append(position + offset)
+    for start, stop in reversed(_runs(dead)):
+        del nodes[start:stop]

@@ -1,0 +1,124 @@
+"""Turning a chosen candidate into nodes: a Conv for each merge, and Adds for what stays beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from repfuse.choose import Candidate, Merge
+from repfuse.derive import Derived, derive
+from repfuse.groups import Groups
+from repfuse.patch import Patch
+from repfuse.remarks import Edit, Outcome, Remark, label
+from repfuse.window import Refusal, Window
+
+FUSED_FROM = "repfuse.fused_from"
+"""The metadata key under which a new node names the nodes that it replaced, as a JSON list."""
+
+
+def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) -> Edit | Remark:
+    """Derive a candidate's kernels and hand the new nodes to the patch.
+
+    Returns:
+        The record of the edit; or a refusal, and nothing is changed, where the weights do not allow it.
+    """
+    scope = groups.scope
+    derived = []
+    for merge in candidate.merges:
+        found = derive(groups, merge)
+        if isinstance(found, Refusal):
+            blocker = _unfit_conv(groups, candidate)
+            message = f"{blocker or 'the merged Conv'} {found.reason}"
+            return Remark(Outcome.REFUSED, scope.name(candidate.root), message, blocker, scope.label)
+        derived.append(found)
+    nodes = _nodes(groups, candidate, derived, patch)
+    replaced = [scope.nodes[position] for position in sorted(candidate.replaced)]
+    for node in nodes:
+        _take_over_metadata(node, replaced)
+    patch.replace(scope, candidate.root, nodes)
+    return Edit(
+        pattern=pattern,
+        graph=scope.label,
+        source=", ".join(dict.fromkeys(merge.source for merge in candidate.merges)),
+        output=scope.nodes[candidate.root].output[0],
+        removed=tuple(scope.name(position) for position in sorted(candidate.replaced)),
+        added=tuple(label(node.op_type, node.name, node.output) for node in nodes),
+        kernel=", ".join(describe(each.window) for each in derived),
+    )
+
+
+def describe(window: Window) -> str:
+    """A Conv's geometry in a few words, such as `3x3 64->128, stride 2`."""
+    outputs, inputs = window.channels or (1, 1)
+    words = [f"{_by([axis.kernel for axis in window.axes])} {inputs}->{outputs}"]
+    if window.group > 1:
+        words.append("depthwise" if window.depthwise else f"group {window.group}")
+    for name in ("stride", "dilation"):
+        values = [getattr(axis, name) for axis in window.axes]
+        if set(values) != {1}:
+            words.append(f"{name} {values[0] if len(set(values)) == 1 else _by(values)}")
+    if window.fixed:
+        words.append("for this static input extent only")
+    return ", ".join(words)
+
+
+def _by(values: Iterable[int]) -> str:
+    return "x".join(map(str, values))
+
+
+def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], patch: Patch) -> list[NodeProto]:
+    """The new nodes, in order; the last one computes what the candidate's root computed."""
+    root = groups.scope.nodes[candidate.root]
+    stem = root.name or root.output[0]
+    convs = [
+        _conv(groups, merge, each, stem, patch) for merge, each in zip(candidate.merges, derived, strict=True)
+    ]
+    adds = [(conv.output[0], 1) for conv in convs[1:]] + [(o.tensor, o.sign) for o in candidate.rest]
+    nodes, total = convs, convs[0].output[0]
+    for tensor, sign in adds:
+        name = patch.fresh(f"{stem}/fused_add")
+        nodes.append(helper.make_node("Add" if sign > 0 else "Sub", [total, tensor], [name], name=name))
+        total = name
+    nodes[-1].output[0] = root.output[0]
+    return nodes
+
+
+def _conv(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> NodeProto:
+    name = patch.fresh(f"{stem}/fused_conv")
+    inputs = [merge.source, patch.add_constant(groups.scope, f"{name}.weight", derived.weight)]
+    if derived.bias is not None:
+        inputs.append(patch.add_constant(groups.scope, f"{name}.bias", derived.bias))
+    axes = derived.window.axes
+    return helper.make_node(
+        "Conv",
+        inputs,
+        [name],
+        name=name,
+        kernel_shape=[axis.kernel for axis in axes],
+        strides=[axis.stride for axis in axes],
+        dilations=[axis.dilation for axis in axes],
+        pads=[axis.begin for axis in axes] + [axis.end for axis in axes],
+        group=derived.window.group,
+    )
+
+
+def _take_over_metadata(node: NodeProto, replaced: Sequence[NodeProto]) -> None:
+    """Give a new node what the exporter wrote on those that it replaces; the last of them has the last word."""
+    entries = {entry.key: entry.value for old in replaced for entry in old.metadata_props}
+    entries[FUSED_FROM] = json.dumps([old.name or old.output[0] for old in replaced])
+    for key, value in entries.items():
+        node.metadata_props.add(key=key, value=value)
+
+
+def _unfit_conv(groups: Groups, candidate: Candidate) -> str:
+    """The first Conv of a candidate with a weight or bias that is not finite."""
+    for position in sorted(candidate.replaced):
+        lifted = groups.lifted.get(position)
+        if lifted and lifted.weight_type:
+            exact = lifted.kernel()
+            if not (np.all(np.isfinite(exact.weight)) and np.all(np.isfinite(exact.bias))):
+                return groups.scope.name(position)
+    return ""

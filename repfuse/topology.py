@@ -1,0 +1,55 @@
+"""A merge as patterns see it: which ops lie on each branch, and which behind the join."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from repfuse.choose import Merge
+from repfuse.groups import Groups, Operand
+from repfuse.patterns import Op, Topology
+
+_MOST_BRANCHES = 64
+"""Nested joins multiply paths; a group of more branches than this is described by its first ones."""
+
+_NEG = Op("neg")
+_NO_OPS: tuple[Op, ...] = ()
+
+
+def topology(groups: Groups, merge: Merge) -> Topology:
+    """Spell a merge out as branches and a tail."""
+    operands, tail = list(merge.terms), _NO_OPS
+    if len(operands) == 1:
+        operands, tail = _outermost_join(groups, merge)
+    branches = (path for operand in operands for path in _paths(groups, operand, merge.source, ()))
+    return Topology(tuple(islice(branches, _MOST_BRANCHES)), tail)
+
+
+def _outermost_join(groups: Groups, merge: Merge) -> tuple[list[Operand], tuple[Op, ...]]:
+    """The operands of the last join on the way to a merge's only term, and the ops behind that join."""
+    tensor, tail = merge.terms[0].tensor, _NO_OPS
+    while tensor != merge.source:
+        position = groups.scope.producer(tensor)
+        assert position is not None
+        if position in groups.joins:
+            return list(groups.joins[position]), tail
+        lifted = groups.lifted[position]
+        tensor, tail = lifted.source, lifted.ops + tail
+    return [merge.terms[0]], ()
+
+
+def _paths(groups: Groups, operand: Operand, source: str, after: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
+    """The ops on every way from the source to an operand, followed by `after`."""
+    if operand.sign < 0:
+        after = (_NEG, *after)
+    if operand.tensor == source:
+        yield after
+        return
+    position = groups.scope.producer(operand.tensor)
+    assert position is not None
+    if position in groups.joins:
+        for inner in groups.joins[position]:
+            yield from _paths(groups, inner, source, after)
+    else:
+        lifted = groups.lifted[position]
+        yield from _paths(groups, Operand(lifted.source, 1), source, lifted.ops + after)

@@ -1,0 +1,205 @@
+"""A read-only view of each graph in a model: who makes a tensor, who uses it, what is constant.
+
+The view is an onnx-graphsurgeon graph over a skeleton of the model (names and operators, no weights, no
+attributes): a good graph to search, and an unsafe one to save, since onnx-graphsurgeon 0.6 drops metadata and
+re-encodes tensors. So it is only looked at; `repfuse.patch` edits the model itself.
+
+The main graph, the bodies of If, Loop and Scan, and model-local functions are all graphs: each is a `Scope`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+
+from repfuse import shapes
+from repfuse.constants import Constants
+from repfuse.remarks import label
+
+FIRST_OVERRIDABLE_IR = 4
+"""From this IR version on, an initializer that is also a graph input is a default that callers override."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One graph of a model, as repfuse searches it. Nodes are named by their position.
+
+    Attributes:
+        label: Empty for the main graph, else where the graph is, in words.
+        proto: The graph or function itself.
+        nodes: Its nodes, in the model's order (which ONNX wants topologically sorted).
+        opset: The version of the default operator set.
+        constants: What is constant.
+        kept: Tensors that must stay: the graph's outputs and what subgraphs capture.
+        around: The enclosing graph's scope, None at the top.
+        shape_of: Gives a tensor's shape, None where it is unknown.
+    """
+
+    label: str
+    proto: GraphProto | FunctionProto
+    nodes: Sequence[NodeProto]
+    opset: int
+    constants: Constants
+    kept: frozenset[str]
+    around: Scope | None
+    shape_of: Callable[[str], shapes.Shape | None]
+
+    def producer(self, tensor: str) -> int | None:
+        """The position of the node that computes a tensor; None for an input or a constant."""
+        return self._producers.get(tensor)
+
+    def consumers(self, tensor: str) -> Sequence[int]:
+        """Positions of the nodes that use a tensor, one for each use."""
+        return self._consumers.get(tensor, ())
+
+    def name(self, position: int) -> str:
+        """A node's name for people."""
+        node = self.nodes[position]
+        return label(node.op_type, node.name, node.output)
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return tuple(_names(self.proto.output))
+
+    @cached_property
+    def own_names(self) -> frozenset[str]:
+        """Names of the graph's inputs and initializers."""
+        names = set(_names(self.proto.input))
+        if isinstance(self.proto, GraphProto):
+            names |= _defined(self.proto)
+        return frozenset(names)
+
+    @cached_property
+    def _view(self) -> gs.Graph:
+        graph = GraphProto(name="skeleton")
+        graph.node.extend(
+            NodeProto(
+                name=str(i), op_type=node.op_type, domain=node.domain, input=node.input, output=node.output
+            )
+            for i, node in enumerate(self.nodes)
+        )
+        return gs.import_onnx(
+            ModelProto(ir_version=8, graph=graph, opset_import=[onnx.OperatorSetIdProto(version=self.opset)])
+        )
+
+    @cached_property
+    def _producers(self) -> Mapping[str, int]:
+        return {
+            tensor.name: int(node.name) for node in self._view.nodes for tensor in node.outputs if tensor.name
+        }
+
+    @cached_property
+    def _consumers(self) -> Mapping[str, Sequence[int]]:
+        return {
+            name: [int(node.name) for node in tensor.outputs] for name, tensor in self._view.tensors().items()
+        }
+
+
+def scopes(model: ModelProto) -> list[Scope]:
+    """Every graph of a model: the main graph first, then what is inside it, then its functions."""
+    inferred: dict[str, shapes.Shape] = {}
+    complete = False
+
+    def shape_of(tensor: str) -> shapes.Shape | None:
+        nonlocal complete
+        if not complete:
+            inferred.update(shapes.infer(model))
+            complete = True
+        return inferred.get(tensor)
+
+    main = _graph_scope(model, model.graph, "", None, model.opset_import, shape_of)
+    found = [main, *_inside(model, main)]
+    for function in model.functions:
+        scope = _function_scope(function)
+        found += [scope, *_inside(model, scope)]
+    return found
+
+
+def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+    """The graphs that a node carries as attributes, with the attributes' names."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        for graph in attribute.graphs:
+            yield attribute.name, graph
+
+
+def captured(graph: GraphProto) -> set[str]:
+    """Names that a graph uses and does not define, so that they come from around it."""
+    defined = set(_names(graph.input)) | _defined(graph)
+    used = {entry.name for entry in graph.output}
+    for node in graph.node:
+        used.update(node.input)
+        defined.update(node.output)
+        for _, inner in subgraphs(node):
+            used |= captured(inner)
+    return used - defined
+
+
+def _defined(graph: GraphProto) -> set[str]:
+    """Names of a graph's initializers."""
+    return {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+
+
+def _names(entries: Iterable[onnx.ValueInfoProto | str]) -> Iterator[str]:
+    """Names of inputs or outputs: a graph has values, a function has plain names."""
+    return (entry if isinstance(entry, str) else entry.name for entry in entries)
+
+
+def _graph_scope(
+    model: ModelProto,
+    graph: GraphProto,
+    name: str,
+    around: Scope | None,
+    imports: Sequence[onnx.OperatorSetIdProto],
+    shape_of: Callable[[str], shapes.Shape | None],
+) -> Scope:
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    inputs = {entry.name for entry in graph.input}
+    if around is None and model.ir_version < FIRST_OVERRIDABLE_IR:
+        inputs -= initializers.keys()
+    constants = Constants(
+        graph.node,
+        initializers,
+        opset_imports=imports,
+        variables=frozenset(inputs),
+        around=around.constants if around else None,
+    )
+    outputs = [entry.name for entry in graph.output]
+    return Scope(
+        name, graph, graph.node, _opset(imports), constants, _kept(graph.node, outputs), around, shape_of
+    )
+
+
+def _function_scope(function: FunctionProto) -> Scope:
+    imports = function.opset_import
+    constants = Constants(function.node, {}, opset_imports=imports, variables=frozenset(function.input))
+    name = f"function {function.domain}:{function.name}"
+    kept = _kept(function.node, function.output)
+    return Scope(name, function, function.node, _opset(imports), constants, kept, None, lambda _: None)
+
+
+def _inside(model: ModelProto, scope: Scope) -> Iterator[Scope]:
+    for position, node in enumerate(scope.nodes):
+        for attribute, graph in subgraphs(node):
+            name = " > ".join(filter(None, (scope.label, f"{scope.name(position)} {attribute}")))
+            imports = (
+                scope.proto.opset_import if isinstance(scope.proto, FunctionProto) else model.opset_import
+            )
+            inner = _graph_scope(model, graph, name, scope, imports, lambda _: None)
+            yield inner
+            yield from _inside(model, inner)
+
+
+def _kept(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> frozenset[str]:
+    return frozenset(outputs).union(*(captured(graph) for node in nodes for _, graph in subgraphs(node)))
+
+
+def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+    return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 0)

@@ -1,0 +1,264 @@
+"""How a linear op moves over its input: extents and channels, without the weights.
+
+A `Window` is the geometry of an equivalent kernel. Here, and only here, it is decided whether two linear ops
+in sequence, or several in parallel, are one convolution: that depends on extents alone, so whole graphs can
+be searched without reading a weight. Pure arithmetic on integers; it knows neither ONNX nor numpy.
+
+On each axis, tap `j` of output `i` reads input position `stride * i + dilation * j - begin`; outside the
+input it reads zero. `begin` and `end` may be negative: then the op crops. With `slack = begin + end -
+dilation * (kernel - 1)` an input of extent `N` gives `floor((N - 1 + slack) / stride) + 1` outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something cannot be done: a falsy value that carries a sentence.
+
+    Attributes:
+        reason: The sentence, to be read after a node's name.
+        extents_would_help: Whether it might be done if the source's static extents were known.
+    """
+
+    reason: str
+    extents_would_help: bool = False
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One spatial axis of a window. Extents and positions count elements of the input."""
+
+    kernel: int = 1
+    stride: int = 1
+    dilation: int = 1
+    begin: int = 0
+    end: int = 0
+
+    @property
+    def reach(self) -> int:
+        """The distance between the first tap and the last."""
+        return self.dilation * (self.kernel - 1)
+
+    @property
+    def slack(self) -> int:
+        """How many outputs there are beyond one for each input, before the stride."""
+        return self.begin + self.end - self.reach
+
+    @property
+    def padded(self) -> bool:
+        """Whether some tap reads outside the input."""
+        return self.begin > 0 or self.end > 0
+
+    def outputs(self, extent: int) -> int:
+        """The extent of the output for an input of `extent`."""
+        return (extent - 1 + self.slack) // self.stride + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The geometry of an equivalent kernel.
+
+    Attributes:
+        channels: `(C_out, C_in)`; None for an op that treats all channels alike, however many there are
+            (a scalar scale, a pooling, the bare source).
+        group: As in Conv; 0 where `channels` is None.
+        axes: The spatial axes; empty for a pointwise op, which works at any rank.
+        biased: Whether the constant part may be other than zero.
+        fixed: Whether this holds only for the static input extent that the model declares.
+    """
+
+    channels: tuple[int, int] | None = None
+    group: int = 0
+    axes: tuple[Axis, ...] = ()
+    biased: bool = False
+    fixed: bool = False
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads the input channel of its own number only."""
+        return self.channels is None or (self.channels[0] == self.channels[1] == self.group)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each output reads one input position, that of its own number."""
+        return all(axis == _POINT for axis in self.axes)
+
+    @property
+    def taps(self) -> int:
+        """How many positions each output reads."""
+        return math.prod(axis.kernel for axis in self.axes)
+
+    @property
+    def stride(self) -> int:
+        """How many input positions there are for each output position."""
+        return math.prod(axis.stride for axis in self.axes)
+
+
+_POINT = Axis()
+IDENTITY = Window()
+"""The bare source."""
+
+
+def compose(first: Window, second: Window) -> Window | Refusal:
+    """`second` applied to what `first` computes, as one window: transform III of DBB (arXiv:2103.13425).
+
+    Zero-padding between the two must be harmless: where `second` reads outside the tensor between them it
+    finds zero, while the composed window takes there what `first` would compute outside. Both agree if
+    `first` has no constant part and all of its taps for such a place lie outside the input as well.
+
+    Returns:
+        The window, or why there is none.
+    """
+    pair = _same_rank((first, second))
+    if isinstance(pair, Refusal):
+        return pair
+    first, second = pair
+    if first.channels and second.channels and first.channels[0] != second.channels[1]:
+        return Refusal(f"broadcasts {first.channels[0]} channels against {second.channels[1]}")
+    for a, b in zip(first.axes, second.axes, strict=True):
+        if (a.reach - a.begin >= a.stride and b.begin > 0) or (a.reach > a.end and b.end > 0):
+            return Refusal("pads with zeros what an op before it computes from across the border")
+        if first.biased and b.padded:
+            return Refusal("pads with zeros a tensor to which a shift was added, so its border would differ")
+    axes = tuple(_compose_axis(a, b) for a, b in zip(first.axes, second.axes, strict=True))
+    return Window(*_chained(first, second), axes, first.biased or second.biased, first.fixed or second.fixed)
+
+
+def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window | Refusal:
+    """The sum of parallel windows over one source (transforms II and VI of DBB).
+
+    Strides must agree, and so must the output extents: for every input extent where slacks are equal, else
+    for the static `extents` of the source. Kernels are aligned by the input positions that their taps read,
+    and the sum is their bounding box on the coarsest grid that holds all taps.
+
+    Args:
+        windows: At least one.
+        extents: The source's spatial extents, None for an unknown one; empty if none is known.
+
+    Returns:
+        The window, or why there is none.
+    """
+    alike = _same_rank(windows)
+    if isinstance(alike, Refusal):
+        return alike
+    channels = _common_channels(alike)
+    if isinstance(channels, Refusal):
+        return channels
+    rank = len(alike[0].axes)
+    known = extents if extents and rank else [None] * rank
+    if len(known) != rank:
+        return Refusal(f"joins kernels of {rank} axes on a tensor of {len(known)}")
+    axes: list[Axis] = []
+    fixed = any(window.fixed for window in alike)
+    for number, column in enumerate(zip(*(window.axes for window in alike), strict=True)):
+        axis = _add_axes(column, known[number])
+        if isinstance(axis, Refusal):
+            return axis
+        axes.append(axis)
+        fixed = fixed or len({a.slack for a in column}) > 1
+    group = math.gcd(*(window.group or (channels[1] if channels else 0) for window in alike))
+    return Window(channels, group, tuple(axes), any(window.biased for window in alike), fixed)
+
+
+def emittable(window: Window) -> Window:
+    """The same window with no negative padding, which Conv does not have: zero taps take its place."""
+    axes = []
+    for axis in window.axes:
+        before = max(0, -(axis.begin // axis.dilation)) if axis.begin < 0 else 0
+        after = max(0, -(axis.end // axis.dilation)) if axis.end < 0 else 0
+        axes.append(
+            replace(
+                axis,
+                kernel=axis.kernel + before + after,
+                begin=axis.begin + before * axis.dilation,
+                end=axis.end + after * axis.dilation,
+            )
+        )
+    return replace(window, axes=tuple(axes))
+
+
+def with_rank(window: Window, rank: int) -> Window:
+    """A pointwise window given `rank` spatial axes; any other window as it is."""
+    return window if window.axes else replace(window, axes=(_POINT,) * rank)
+
+
+def _same_rank(windows: Sequence[Window]) -> tuple[Window, ...] | Refusal:
+    ranks = {len(window.axes) for window in windows if window.axes}
+    if len(ranks) > 1:
+        return Refusal(f"joins kernels of {' and '.join(map(str, sorted(ranks)))} axes")
+    return tuple(with_rank(window, next(iter(ranks), 0)) for window in windows)
+
+
+def _chained(first: Window, second: Window) -> tuple[tuple[int, int] | None, int]:
+    """Channels and group of a composition. A block of the gcd's size is closed under both maps."""
+    if first.channels is None:
+        return second.channels, second.group
+    if second.channels is None:
+        return first.channels, math.gcd(first.group, first.channels[0])
+    return (second.channels[0], first.channels[1]), math.gcd(first.group, second.group)
+
+
+def _common_channels(windows: Sequence[Window]) -> tuple[int, int] | Refusal | None:
+    pairs = {window.channels for window in windows if window.channels}
+    if len(pairs) > 1:
+        counts = " and ".join(f"{a} channels from {b}" for a, b in sorted(pairs))
+        return Refusal(f"its branches compute {counts}: the Add would broadcast")
+    pair = next(iter(pairs), None)
+    if pair and pair[0] != pair[1] and any(window.channels is None for window in windows):
+        return Refusal(f"adds a tensor of {pair[1]} channels as it is to one of {pair[0]}")
+    return pair
+
+
+def _compose_axis(a: Axis, b: Axis) -> Axis:
+    steps = ([a.dilation] if a.kernel > 1 else []) + ([a.stride * b.dilation] if b.kernel > 1 else [])
+    dilation = math.gcd(*steps) or 1
+    reach = a.reach + a.stride * b.reach
+    return Axis(
+        kernel=reach // dilation + 1,
+        stride=a.stride * b.stride,
+        dilation=dilation,
+        begin=a.begin + a.stride * b.begin,
+        end=a.end + a.stride * b.end,
+    )
+
+
+def _add_axes(column: Sequence[Axis], extent: int | None) -> Axis | Refusal:
+    first = column[0]
+    if all(axis == first for axis in column):
+        return first
+    strides = sorted({axis.stride for axis in column})
+    if len(strides) > 1:
+        return Refusal(f"its branches have strides {' and '.join(map(str, strides))}")
+    slacks = sorted({axis.slack for axis in column})
+    if len(slacks) > 1:
+        if extent is None:
+            return Refusal(
+                "its branches' output extents agree only for some input extents (pads_begin + pads_end - "
+                f"dilation * (kernel - 1) is {' and '.join(map(str, slacks))}); export with static extents",
+                extents_would_help=True,
+            )
+        if len({axis.outputs(extent) for axis in column}) > 1:
+            return Refusal(f"its branches' output extents differ for an input extent of {extent}")
+    steps = [axis.dilation for axis in column if axis.kernel > 1]
+    steps += [abs(axis.begin - first.begin) for axis in column]
+    dilation = math.gcd(*steps) or 1
+    begin = max(axis.begin for axis in column)
+    reach = max(axis.reach - axis.begin for axis in column) + begin
+    slack = slacks[0] if len(slacks) == 1 else _fitting_slack(column[0], extent, begin, reach)
+    return Axis(reach // dilation + 1, strides[0], dilation, begin, slack + reach - begin)
+
+
+def _fitting_slack(axis: Axis, extent: int | None, begin: int, reach: int) -> int:
+    """The least slack with an end padding of at least 0 that gives as many outputs as `axis` does."""
+    assert extent is not None
+    least = (axis.outputs(extent) - 1) * axis.stride - (extent - 1)
+    return min(max(least, begin - reach), least + axis.stride - 1)
