@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from repfuse import cost, window
+from repfuse.cost import Cost
 from repfuse.groups import Form, Groups, Operand
 from repfuse.lift import Lifted
 from repfuse.window import Refusal, Window
@@ -36,7 +37,8 @@ class Candidate:
         merges: Each becomes one Conv.
         rest: Operands that are added to them as they are.
         replaced: Nodes that the rewrite makes superfluous, `root` among them.
-        saving: Cost before less cost after, in units for each output position.
+        saving: Cost before less cost after, as `repfuse.cost` counts it.
+        grows: Whether there is more arithmetic after than before.
     """
 
     root: int
@@ -44,6 +46,7 @@ class Candidate:
     rest: tuple[Operand, ...]
     replaced: frozenset[int]
     saving: float
+    grows: bool
 
 
 def choose(groups: Groups, fits: Callable[[Merge], bool] = lambda _: True) -> list[Candidate]:
@@ -69,8 +72,13 @@ class _Chooser:
         self._added: Counter[str] = Counter()
 
     def best(self, position: int) -> Candidate | None:
-        """The rewrite of one node that saves most; None where none saves anything."""
-        return self._best_of(self._wholes(position)) or self._best_of(self._partial(position))
+        """The rewrite of one node, or of the join behind it, that saves most; None where none saves anything."""
+        whole = self._best_of(self._wholes(position))
+        if whole is not None and not whole.grows:
+            return whole
+        join = self._join_behind(position)
+        partial = self._best_of(self._partial(join)) if join is not None else None
+        return max((each for each in (whole, partial) if each), key=lambda each: each.saving, default=None)
 
     def _best_of(self, candidates: Iterable[Candidate]) -> Candidate | None:
         paying = [each for each in candidates if each.saving > 0]
@@ -90,10 +98,15 @@ class _Chooser:
                 merge = Merge(source, (Operand(output, 1),), form.window)
                 yield self._candidate(position, (merge,), ())
 
+    def _join_behind(self, position: int) -> int | None:
+        """The join at the other end of the linear ops that end at a node."""
+        current: int | None = position
+        while current is not None and current in self.groups.lifted:
+            current = self.groups.scope.producer(self.groups.lifted[current].source)
+        return current if current in self.groups.joins and current not in self.gone else None
+
     def _partial(self, position: int) -> Iterable[Candidate]:
         """Rewrites of a tree of joins that merge some of its operands, one for each source."""
-        if position not in self.groups.joins:
-            return
         operands, _ = self.groups.flattened(position)
         forms = [self.groups.forms(operand.tensor) for operand in operands]
         shared = Counter(source for column in forms for source in column)
@@ -108,7 +121,7 @@ class _Chooser:
         clusters = [
             _Cluster((operands[i],), forms[i][source], self._own_cost(operands[i], source)) for i in mine
         ]
-        clusters = self._agglomerated(clusters, source)
+        clusters = self._agglomerated(clusters, source, others=len(operands) - len(mine))
         merged = [cluster for cluster in clusters if len(cluster.operands) > 1]
         if merged:
             merges = tuple(Merge(source, cluster.operands, cluster.form.window) for cluster in merged)
@@ -116,30 +129,29 @@ class _Chooser:
             rest = tuple(operand for operand in operands if id(operand) not in inside)
             yield self._candidate(position, merges, rest)
 
-    def _agglomerated(self, clusters: list[_Cluster], source: str) -> list[_Cluster]:
+    def _agglomerated(self, clusters: list[_Cluster], source: str, others: int) -> list[_Cluster]:
         """Merge the two clusters that save most, until none saves anything."""
         while True:
+            alone = len(clusters) + others == 2
             pairs = [(a, b) for i, a in enumerate(clusters) for b in clusters[i + 1 :]]
-            unions = [(union, a, b) for a, b in pairs if (union := self._union(a, b, source))]
-            if not unions:
+            unions = [(union, a, b) for a, b in pairs if (union := self._union(a, b, source, alone=alone))]
+            best = max(unions, key=lambda each: _saved_by(*each), default=None)
+            if best is None or _saved_by(*best) <= 0:
                 return clusters
-            union, a, b = min(unions, key=lambda each: each[0].cost - each[1].cost - each[2].cost)
-            outputs, _ = union.form.window.channels or (1, 1)
-            if union.cost >= a.cost + b.cost + cost.pointwise(outputs, 2):
-                return clusters
+            union, a, b = best
             clusters = [union if c is a else c for c in clusters if c is not b]
 
-    def _union(self, a: _Cluster, b: _Cluster, source: str) -> _Cluster | None:
+    def _union(self, a: _Cluster, b: _Cluster, source: str, *, alone: bool) -> _Cluster | None:
         total = self.groups.sum([a.form.window, b.form.window], source)
         if isinstance(total, Refusal) or not (a.form.has_conv or b.form.has_conv):
             return None
-        return _Cluster(a.operands + b.operands, Form(total, has_conv=True), _conv_cost(total))
+        return _Cluster(a.operands + b.operands, Form(total, has_conv=True), _conv_cost(total, alone=alone))
 
-    def _own_cost(self, operand: Operand, source: str) -> float:
+    def _own_cost(self, operand: Operand, source: str) -> Cost:
         """What the nodes between a source and one operand cost, as far as nothing else needs them."""
         producer = self.groups.scope.producer(operand.tensor)
         if producer is None or operand.tensor == source:
-            return 0.0
+            return Cost()
         channels = self._channels(operand.tensor, source)
         return self._superfluous([producer], frozenset({source}), channels).cost
 
@@ -153,11 +165,14 @@ class _Chooser:
         dead = self.groups.flattened(position)[1] if partial else (position,)
         needed = frozenset({merge.source for merge in merges} | {operand.tensor for operand in rest})
         gone = self._superfluous(dead, needed, outputs)
-        after = sum(_conv_cost(merge.window) for merge in merges)
-        after += cost.pointwise(outputs, 2) * (len(merges) + len(rest) - 1)
+        parts = len(merges) + len(rest)
+        after = Cost().plus(cost.pointwise(outputs, 2), parts - 1)
+        for merge in merges:
+            after = after.plus(_conv_cost(merge.window, alone=parts == 1))
         # A Conv where there was none, or in place of an elementwise op that stays, is not what fusing is for.
-        saving = gone.cost - after if gone.convs >= len(merges) else -1.0
-        return Candidate(position, merges, rest, frozenset(gone.nodes), saving)
+        saving = cost.saving(gone.cost, after) if gone.convs >= len(merges) else -1.0
+        grows = after.arithmetic > gone.cost.arithmetic
+        return Candidate(position, merges, rest, frozenset(gone.nodes), saving, grows)
 
     def _superfluous(self, dead: Sequence[int], needed: frozenset[str], channels: int) -> _Superfluous:
         """What goes if the nodes `dead` go and of the tensors between only `needed` ones must stay."""
@@ -170,7 +185,7 @@ class _Chooser:
             lifted = groups.lifted.get(position)
             inputs = groups.data_inputs(position)
             found.convs += lifted is not None and lifted.weight_type != 0
-            found.cost += density * _node_cost(lifted, width, len(inputs))
+            found.cost = found.cost.plus(_node_cost(lifted, width, len(inputs)), density)
             if lifted:
                 density *= lifted.window.stride
                 width = lifted.window.channels[1] if lifted.window.channels else width
@@ -200,7 +215,7 @@ class _Superfluous:
     """Nodes that go, their cost for each position of the last output, and how many are Convs."""
 
     nodes: set[int]
-    cost: float = 0.0
+    cost: Cost = field(default_factory=Cost)
     convs: int = 0
 
 
@@ -210,14 +225,19 @@ class _Cluster:
 
     operands: tuple[Operand, ...]
     form: Form
-    cost: float
+    cost: Cost
 
 
-def _conv_cost(geometry: Window) -> float:
-    return cost.conv(window.emittable(geometry))
+def _saved_by(union: _Cluster, a: _Cluster, b: _Cluster) -> float:
+    outputs, _ = union.form.window.channels or (1, 1)
+    return cost.saving(a.cost.plus(b.cost).plus(cost.pointwise(outputs, 2)), union.cost)
 
 
-def _node_cost(lifted: Lifted | None, channels: int, operands: int) -> float:
+def _conv_cost(geometry: Window, *, alone: bool) -> Cost:
+    return cost.conv(window.emittable(geometry), alone=alone)
+
+
+def _node_cost(lifted: Lifted | None, channels: int, operands: int) -> Cost:
     if lifted is None:
         return cost.pointwise(channels, operands)
     geometry = lifted.window

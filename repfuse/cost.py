@@ -1,32 +1,59 @@
 """What an op costs, for each position of its output: enough to tell whether a rewrite pays.
 
-One unit is one multiply-add of a dense Conv. The weights of the other terms were measured on blocks of many
-shapes with ONNX Runtime and OpenVINO on one thread: a depthwise multiply-add costs more than a dense one,
-since it reuses less; moving an element in or out costs as much as many of either, which is why a lone
-BatchNormalization or Add is dear beside its arithmetic.
-
-Only ratios matter, so costs are per output position and need no extents: they hold for symbolic ones.
+Costs are counted in multiply-adds of a dense Conv. The constants below are such that the blocks of
+tools/bench_blocks.py, measured on ONNX Runtime and OpenVINO, are decided as their latency says. Only ratios
+matter, so costs are per output position and need no extents: they hold for symbolic ones.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from repfuse.window import Window
 
 DEPTHWISE = 2.0
-"""Units for a multiply-add of a depthwise Conv."""
+"""A multiply-add of a depthwise Conv: it reuses less of what it reads than a dense one."""
 
-MOVED = 16.0
-"""Units for an element read or written."""
+MOVED = 3.0
+"""An element read or written. Runtimes fuse an Add into the Conv before it, so it costs less than its traffic."""
+
+CAUTION = 0.25
+"""What must be gained, beside its own cost, for each multiply-add that a rewrite adds: estimates err."""
+
+SLOW_ALONE = 13
+"""The kernel extent that OpenVINO's depthwise Conv (2026.4, AVX-512) runs 2.4 times slower when no Add follows."""
+
+_SLOW_ALONE_FACTOR = 2.4
 
 
-def conv(window: Window) -> float:
-    """The cost of a Conv with this window."""
+class Cost(NamedTuple):
+    """A cost in two parts, in multiply-adds of a dense Conv for each position of an output."""
+
+    arithmetic: float = 0.0
+    moving: float = 0.0
+
+    def plus(self, other: Cost, times: float = 1.0) -> Cost:
+        """The sum of this cost and `times` the other."""
+        return Cost(self.arithmetic + times * other.arithmetic, self.moving + times * other.moving)
+
+
+def conv(window: Window, *, alone: bool = False) -> Cost:
+    """The cost of a Conv with this window; `alone` where no Add follows it."""
     outputs, inputs = window.channels or (1, 1)
-    multiply_adds = outputs * (inputs // (window.group or 1)) * window.taps
-    each = DEPTHWISE if window.depthwise else 1.0
-    return each * multiply_adds + MOVED * (outputs + inputs * window.stride)
+    arithmetic = float(outputs * (inputs // (window.group or 1)) * window.taps)
+    if window.depthwise:
+        arithmetic *= DEPTHWISE
+        if alone and [axis.kernel for axis in window.axes] == [SLOW_ALONE] * 2:
+            arithmetic *= _SLOW_ALONE_FACTOR
+    return Cost(arithmetic, MOVED * (outputs + inputs * window.stride))
 
 
-def pointwise(channels: int, operands: int = 1) -> float:
+def pointwise(channels: int, operands: int = 1) -> Cost:
     """The cost of an elementwise op of that many operands: each is read once, the result written once."""
-    return MOVED * channels * (operands + 1)
+    return Cost(0.0, MOVED * channels * (operands + 1))
+
+
+def saving(before: Cost, after: Cost) -> float:
+    """What a rewrite saves, less the caution that more arithmetic asks for."""
+    added = max(0.0, after.arithmetic - before.arithmetic)
+    return sum(before) - sum(after) - CAUTION * added
