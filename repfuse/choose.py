@@ -76,8 +76,10 @@ class _Chooser:
         whole = self._best_of(self._wholes(position))
         if whole is not None and not whole.grows:
             return whole
-        join = self._join_behind(position)
-        partial = self._best_of(self._partial(join)) if join is not None else None
+        # Where all branches together grow into a larger kernel, merging some of them may save more; the tail
+        # then stays behind the join.
+        join = self._join_behind(position) if whole else position
+        partial = self._best_of(self._partial(join)) if join in self.groups.joins else None
         return max((each for each in (whole, partial) if each), key=lambda each: each.saving, default=None)
 
     def _best_of(self, candidates: Iterable[Candidate]) -> Candidate | None:
@@ -98,12 +100,14 @@ class _Chooser:
                 merge = Merge(source, (Operand(output, 1),), form.window)
                 yield self._candidate(position, (merge,), ())
 
-    def _join_behind(self, position: int) -> int | None:
-        """The join at the other end of the linear ops that end at a node."""
-        current: int | None = position
-        while current is not None and current in self.groups.lifted:
-            current = self.groups.scope.producer(self.groups.lifted[current].source)
-        return current if current in self.groups.joins and current not in self.gone else None
+    def _join_behind(self, position: int) -> int:
+        """The nearest join, or Conv, that a node follows from through its tail."""
+        while (lifted := self.groups.lifted.get(position)) and not lifted.weight_type:
+            producer = self.groups.scope.producer(lifted.source)
+            if producer is None:
+                break
+            position = producer
+        return position
 
     def _partial(self, position: int) -> Iterable[Candidate]:
         """Rewrites of a tree of joins that merge some of its operands, one for each source."""
