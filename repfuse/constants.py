@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from repfuse.errors import BadInputError
+
 _RANDOM = {
     "RandomNormal",
     "RandomUniform",
@@ -94,9 +96,9 @@ class Constants:
         node = self._producer(name)
         if node is None:
             return self._around.find(name) if self._around else None
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        if _is(node, "Constant"):
             return _of_constant_node(node)
-        if node.op_type == "Identity":
+        if _is(node, "Identity"):
             return self.find(node.input[0])
         return self._of_expression(name) if self._is_expression(name) else None
 
@@ -113,7 +115,7 @@ class Constants:
                 pending.pop()
             elif current in self._variables:
                 self._foldable[pending.pop()] = False
-            elif node is None or node.op_type == "Constant" or current in self._initializers:
+            elif node is None or _is(node, "Constant") or current in self._initializers:
                 self._foldable[pending.pop()] = self.find(current) is not None
             elif not _deterministic(node):
                 self._foldable[pending.pop()] = False
@@ -128,6 +130,8 @@ class Constants:
     def _of_expression(self, name: str) -> Constant | None:
         try:
             value = self._evaluate(name)
+        except BadInputError:
+            raise
         except Exception:  # the evaluator raises whatever its operators' Python code raises
             return None
         if value.size > _LARGEST:
@@ -156,7 +160,7 @@ class Constants:
         while pending:
             current = pending.pop()
             node = self._producer(current)
-            if node is None or node.op_type == "Constant" or current in self._initializers:
+            if node is None or _is(node, "Constant") or current in self._initializers:
                 leaf = self.find(current)
                 assert leaf is not None
                 leaves[current] = leaf
@@ -164,6 +168,10 @@ class Constants:
                 needed[position] = node
                 pending.extend(i for i in node.input if i)
         return [needed[position] for position in sorted(needed)], leaves
+
+
+def _is(node: onnx.NodeProto, op_type: str) -> bool:
+    return node.op_type == op_type and node.domain in ("", "ai.onnx")
 
 
 def _deterministic(node: onnx.NodeProto) -> bool:
@@ -176,7 +184,17 @@ def _deterministic(node: onnx.NodeProto) -> bool:
 
 
 def _of_tensor(tensor: onnx.TensorProto) -> Constant:
-    return Constant(tuple(tensor.dims), tensor.data_type, lambda: numpy_helper.to_array(tensor))
+    return Constant(tuple(tensor.dims), tensor.data_type, lambda: _read(tensor))
+
+
+def _read(tensor: onnx.TensorProto) -> NDArray[np.generic]:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise BadInputError(
+            f"the data of tensor '{tensor.name}' do not fit its shape {list(tensor.dims)}; "
+            "were the model's weights stripped?"
+        ) from error
 
 
 def _of_constant_node(node: onnx.NodeProto) -> Constant | None:

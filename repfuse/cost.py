@@ -43,9 +43,14 @@ def conv(window: Window, *, alone: bool = False) -> Cost:
     arithmetic = float(outputs * (inputs // (window.group or 1)) * window.taps)
     if window.depthwise:
         arithmetic *= DEPTHWISE
-        if alone and [axis.kernel for axis in window.axes] == [SLOW_ALONE] * 2:
+        if alone and slow_alone(window):
             arithmetic *= _SLOW_ALONE_FACTOR
     return Cost(arithmetic, MOVED * (outputs + inputs * window.stride))
+
+
+def slow_alone(window: Window) -> bool:
+    """Whether a runtime is known to be slow on this Conv where no Add follows it."""
+    return window.depthwise and [axis.kernel for axis in window.axes] == [SLOW_ALONE] * 2
 
 
 def pointwise(channels: int, operands: int = 1) -> Cost:

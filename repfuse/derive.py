@@ -33,8 +33,9 @@ class Derived:
 def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
     """Compute the one Conv that a merge amounts to."""
     reader = _Reader(groups, merge.source)
-    branches = [_signed(reader.kernel_of(term.tensor), term.sign) for term in merge.terms]
-    total = kernel.emittable(branches[0] if len(branches) == 1 else reader.sum(branches))
+    with np.errstate(all="ignore"):  # what is not finite is refused below
+        branches = [_signed(reader.kernel_of(term.tensor), term.sign) for term in merge.terms]
+        total = kernel.emittable(branches[0] if len(branches) == 1 else reader.sum(branches))
     if len(reader.weight_types) != 1:
         return Refusal("mixes weights of different types")
     return _rounded(total, reader.weight_types.pop())
@@ -103,7 +104,7 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
     with np.errstate(over="ignore"):
         weight, bias = (array.astype(dtype) for array in arrays)
-    if not all(np.all(np.isfinite(array.astype(np.float32, copy=False))) for array in (weight, bias)):
+    if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name} once merged")
     return Derived(exact.window, _tensor(weight), _tensor(bias) if np.any(exact.bias) else None)
 

@@ -8,8 +8,9 @@ Weights are not read: whether a form exists depends on geometry (see `repfuse.wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from repfuse import window
 from repfuse.idioms import idiom_nodes
@@ -123,11 +124,25 @@ class Groups:
         if node.op_type not in LIFTERS or not node.output or self._is_constant(position):
             return
         lifted = lift(node, self.scope)
+        if (
+            not isinstance(lifted, Refusal)
+            and lifted.broadcast
+            and not self._has(lifted.source, *lifted.broadcast)
+        ):
+            lifted = Refusal("has a constant that may broadcast what it meets to more channels or dimensions")
         if isinstance(lifted, Refusal):
             self.blocked[position] = lifted
             return
         self.lifted[position] = lifted
         self._keep(node.output[0], self._forms_of_linear(position, lifted))
+
+    def _has(self, tensor: str, channels: int, dimensions: int) -> bool:
+        """Whether a tensor is known to have so many channels (0 for any) and at least so many dimensions."""
+        for form in self._forms.get(tensor, {}).values():
+            if form.window.channels and form.window.axes:
+                return channels in (0, form.window.channels[0]) and dimensions <= len(form.window.axes) + 2
+        shape = self.scope.shape_of(tensor) or ()
+        return len(shape) >= max(dimensions, 2) and channels in (0, shape[1])
 
     def _is_constant(self, position: int) -> bool:
         node = self.scope.nodes[position]
@@ -141,19 +156,32 @@ class Groups:
         signs = (1, -1) if node.op_type == "Sub" else (1,) * len(node.input)
         return tuple(Operand(name, sign) for name, sign in zip(node.input, signs, strict=True))
 
-    def _forms_of_linear(self, position: int, lifted: Lifted) -> Iterator[tuple[str, Form]]:
+    def _forms_of_linear(self, position: int, lifted: Lifted) -> dict[str, Form]:
         is_conv = bool(lifted.weight_type)
+        found: dict[str, Form] = {}
         for source, form in self.forms(lifted.source).items():
             if is_conv and form.has_conv:
                 continue
             composed = window.compose(form.window, lifted.window)
             if isinstance(composed, Refusal):
                 self.blocked[position] = composed
-                return
-            yield source, Form(composed, form.has_conv or is_conv)
+                break
+            found[source] = Form(composed, form.has_conv or is_conv)
+        if self._passes_through(lifted.source, found):
+            del found[lifted.source]
+        return found
 
-    def _forms_of_join(self, position: int) -> Iterator[tuple[str, Form]]:
+    def _passes_through(self, tensor: str, found: Mapping[str, Form]) -> bool:
+        """Whether a tensor is of no use as a source: one pointwise op makes it, one op uses it."""
+        if tensor in self.scope.kept or len(self.scope.consumers(tensor)) > 1:
+            return False
+        producer = self.scope.producer(tensor)
+        lifted = self.lifted.get(producer) if producer is not None else None
+        return lifted is not None and not lifted.weight_type and lifted.source in found
+
+    def _forms_of_join(self, position: int) -> dict[str, Form]:
         columns = [self.forms(operand.tensor) for operand in self.joins[position]]
+        found: dict[str, Form] = {}
         for source in columns[0]:
             if not all(source in column for column in columns):
                 continue
@@ -161,9 +189,9 @@ class Groups:
             if isinstance(total, Refusal):
                 self.blocked.setdefault(position, total)
             else:
-                yield source, Form(total, any(column[source].has_conv for column in columns))
+                found[source] = Form(total, any(column[source].has_conv for column in columns))
+        return found
 
-    def _keep(self, tensor: str, found: Iterator[tuple[str, Form]]) -> None:
-        forms = dict(form for form, _ in zip(found, range(_FORMS_KEPT), strict=False))
-        if forms:
-            self._forms[tensor] = forms
+    def _keep(self, tensor: str, found: Mapping[str, Form]) -> None:
+        if found:
+            self._forms[tensor] = dict(islice(found.items(), _FORMS_KEPT))

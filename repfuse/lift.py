@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, 
 _FAR = 2**31 - 1
 """Exporters spell "to the end" of a Slice as this or anything larger."""
 
+_LEAST_RANK = 3
+"""Dimensions of the smallest tensor that a Conv takes: batch, channels and one spatial axis."""
+
 
 @dataclass(frozen=True)
 class Lifted:
@@ -40,6 +43,8 @@ class Lifted:
         kernel: Gives its equivalent kernel; reads the weights, so it is called for chosen groups only.
         ops: What patterns call it: usually one op, none for an identity.
         weight_type: The `TensorProto` type of a Conv's weight; 0 for any other node.
+        broadcast: What `source` must be for the constant operand not to enlarge it: `(channels, least number of
+            dimensions)`, channels 0 for any; None where the operator's definition sees to that.
     """
 
     source: str
@@ -47,6 +52,7 @@ class Lifted:
     kernel: Callable[[], EquivalentKernel]
     ops: tuple[Op, ...]
     weight_type: int = 0
+    broadcast: tuple[int, int] | None = None
 
 
 Lifter = Callable[[NodeProto, Scope], "Lifted | Refusal"]
@@ -129,19 +135,24 @@ def _scale_or_shift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         return Refusal("has a constant that is neither a scalar nor one value for each channel")
     vector, rank = found
     one, zero = np.ones_like(vector), np.zeros_like(vector)
+    ops: tuple[Op, ...]
     match node.op_type, slot:
         case "Add", _:
-            return _affine(node.input[slot], one, vector, rank, (Op("shift"),))
+            scale, shift, ops = one, vector, (Op("shift"),)
         case "Sub", 0:
-            return _affine(node.input[0], one, -vector, rank, (Op("shift"),))
+            scale, shift, ops = one, -vector, (Op("shift"),)
         case "Sub", _:
-            return _affine(node.input[1], -one, vector, rank, (Op("neg"), Op("shift")))
+            scale, shift, ops = -one, vector, (Op("neg"), Op("shift"))
         case "Mul", _:
-            return _affine(node.input[slot], vector, zero, rank, (Op("scale"),))
+            scale, shift, ops = vector, zero, (Op("scale"),)
         case "Div", 0 if np.all(vector != 0):
-            return _affine(node.input[0], 1 / vector, zero, rank, (Op("scale"),))
+            scale, shift, ops = 1 / vector, zero, (Op("scale"),)
         case _:
             return Refusal("divides by what is computed at run time, or by zero")
+    lifted = _affine(node.input[slot], scale, shift, rank, ops)
+    if isinstance(lifted, Refusal) or (vector.size == 1 and len(operand.dims) <= _LEAST_RANK):
+        return lifted
+    return replace(lifted, broadcast=(vector.size if vector.size > 1 else 0, len(operand.dims)))
 
 
 def _neg(node: NodeProto, _: Scope) -> Lifted:
@@ -285,7 +296,7 @@ def _per_channel(constant: Constant) -> tuple[Array, int] | None:
     if constant.data_type not in FLOATS:
         return None
     if constant.size == 1:
-        return _vector(constant, 1), max(0, len(dims) - 2) if len(dims) > 3 else 0
+        return _vector(constant, 1), len(dims) - 2 if len(dims) > _LEAST_RANK else 0
     axis = next(i for i, dim in enumerate(dims) if dim > 1) if constant.size else 0
     if not constant.size or dims[axis] != constant.size or axis > 1 or axis == len(dims) - 1:
         return None
@@ -339,7 +350,11 @@ def _axes(
         pads = [0] * (2 * rank)
     elif mode in (b"SAME_UPPER", b"SAME_LOWER"):
         same = _same_pads(
-            mode, extents, strides, dilations, _extents(scope, source, rank) if max(strides) > 1 else ()
+            mode,
+            extents,
+            strides,
+            dilations,
+            _extents(scope, source, rank) if max(strides, default=1) > 1 else (),
         )
         if same is None:
             return Refusal(

@@ -192,7 +192,8 @@ def _inside(model: ModelProto, scope: Scope) -> Iterator[Scope]:
             imports = (
                 scope.proto.opset_import if isinstance(scope.proto, FunctionProto) else model.opset_import
             )
-            inner = _graph_scope(model, graph, name, scope, imports, lambda _: None)
+            declared = {entry.name: shapes.of_value(entry) for entry in (*graph.input, *graph.value_info)}
+            inner = _graph_scope(model, graph, name, scope, imports, declared.get)
             yield inner
             yield from _inside(model, inner)
 
