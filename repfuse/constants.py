@@ -108,6 +108,7 @@ class Constants:
     def _is_expression(self, name: str) -> bool:
         """Whether a tensor follows from constants alone. A loop, since expressions may be deep."""
         pending = [name]
+        expanded: set[str] = set()
         while pending:
             current = pending[-1]
             node = self._producer(current)
@@ -119,12 +120,11 @@ class Constants:
                 self._foldable[pending.pop()] = self.find(current) is not None
             elif not _deterministic(node):
                 self._foldable[pending.pop()] = False
-            elif unknown := [i for i in node.input if i and i not in self._foldable]:
-                if any(i in pending for i in unknown):
-                    return False
-                pending.extend(unknown)
-            else:
-                self._foldable[pending.pop()] = all(self._foldable[i] for i in node.input if i)
+            elif current not in expanded:
+                expanded.add(current)
+                pending.extend(i for i in node.input if i and i not in self._foldable)
+            else:  # what is still unknown of its inputs follows from itself: a cycle
+                self._foldable[pending.pop()] = all(self._foldable.get(i) for i in node.input if i)
         return self._foldable[name]
 
     def _of_expression(self, name: str) -> Constant | None:
@@ -177,7 +177,7 @@ def _is(node: onnx.NodeProto, op_type: str) -> bool:
 def _deterministic(node: onnx.NodeProto) -> bool:
     return (
         node.domain in ("", "ai.onnx")
-        and node.op_type not in _RANDOM
+        and node.op_type not in _RANDOM | _DOUBTFUL
         and not any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
         and not any(a.ref_attr_name for a in node.attribute)
     )

@@ -78,11 +78,12 @@ def compose(first: EquivalentKernel, second: EquivalentKernel) -> EquivalentKern
     """
     window = _exact(geometry.compose(first.window, second.window))
     if second.window.pointwise and second.window.depthwise:
-        weight = first.weight * _column(second.weight, first.weight.ndim)
-        return _kernel(window, weight, first.bias * second.weight.reshape(-1) + second.bias)
+        scale = second.weight.astype(np.float64).reshape(-1)
+        weight = first.weight * _column(scale, first.weight.ndim)
+        return _kernel(window, weight, first.bias * scale + second.bias)
     first, second = _with_channels(first, second)
     if first.window.pointwise and first.window.depthwise:
-        weight = second.weight * _per_input(first.weight.reshape(-1), second)
+        weight = second.weight * _per_input(first.weight.astype(np.float64).reshape(-1), second)
     else:
         weight = _convolve(first, second, window)
     return _kernel(window, weight, second.bias + _sum_of_shifts(first.bias, second))

@@ -190,6 +190,11 @@ def _average_pool(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     return Lifted(node.input[0], geometry, lambda: kernel.average(geometry), (_op("avgpool", geometry),))
 
 
+def _divides(axis: Axis, extent: int | None) -> bool:
+    """Whether the last window of a pooling ends where its input does, so that rounding does not matter."""
+    return axis.stride == 1 or (extent is not None and (extent - 1 + axis.slack) % axis.stride == 0)
+
+
 def _pad(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     """Lift Pad with zeros; version 2 has attributes, 11 and later have inputs, 18 and later have axes."""
     attributes = _attributes(node)
@@ -230,7 +235,7 @@ def _slice(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     if any(axis in (0, 1) for axis in axes) or any(step < 1 for step in steps):
         return Refusal("selects channels or images, or runs backwards")
     shape = scope.shape_of(node.input[0])
-    if shape is None or len(shape) < 3 or any(not -len(shape) < axis < len(shape) for axis in axes):
+    if shape is None or len(shape) < 3 or any(not -len(shape) <= axis < len(shape) for axis in axes):
         return Refusal("acts on a tensor of unknown rank")
     moved = [Axis()] * len(shape)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
@@ -400,9 +405,8 @@ def _extents(scope: Scope, tensor: str, rank: int) -> list[int | None]:
 def _crop(start: int, end: int, extent: int | str | None) -> tuple[int, int] | None:
     """How many elements a Slice takes off at both ends; None where that depends on an unknown extent."""
     if isinstance(extent, int):
-        first = min(extent, start + extent if start < 0 else start)
-        last = min(extent, end + extent if end < 0 else end)
-        return (first, extent - last) if 0 <= first < last else None
+        first, last = (min(extent, max(0, i + extent if i < 0 else i)) for i in (start, end))
+        return (first, extent - last) if first < last else None
     if start < 0 or 0 <= end < _FAR:
         return None
     return start, 0 if end >= 0 else -end
