@@ -27,6 +27,9 @@ _RANDOM = {
     "Multinomial",
     "Bernoulli",
 }
+_DOUBTFUL = {"BatchNormalization"}
+"""Below operator version 14 the reference implementation takes the statistics of the batch."""
+
 _LARGEST = 2**28
 """Elements: a constant expression whose value is larger is left alone."""
 
