@@ -110,28 +110,36 @@ class _Chooser:
         return position
 
     def _partial(self, position: int) -> Iterable[Candidate]:
-        """Rewrites of a tree of joins that merge some of its operands, one for each source."""
+        """Rewrites of a tree of joins that merge some of its operands, beginning with those of each source."""
         operands, _ = self.groups.flattened(position)
-        forms = [self.groups.forms(operand.tensor) for operand in operands]
-        shared = Counter(source for column in forms for source in column)
-        for source, count in shared.items():
-            if count > 1:
-                yield from self._partition(position, source, operands, forms)
+        for first in self._shared(operands):
+            merges, rest = self._partition(operands, first)
+            if not merges:
+                continue
+            for source in self._shared(rest):
+                more, rest = self._partition(rest, source)
+                merges += more
+            yield self._candidate(position, merges, rest)
+
+    def _shared(self, operands: Sequence[Operand]) -> list[str]:
+        """Sources that more than one of the operands follow from."""
+        counts = Counter(source for operand in operands for source in self.groups.forms(operand.tensor))
+        return [source for source, count in counts.items() if count > 1]
 
     def _partition(
-        self, position: int, source: str, operands: Sequence[Operand], forms: Sequence[dict[str, Form]]
-    ) -> Iterable[Candidate]:
-        mine = [i for i, column in enumerate(forms) if source in column]
-        clusters = [
-            _Cluster((operands[i],), forms[i][source], self._own_cost(operands[i], source)) for i in mine
-        ]
-        clusters = self._agglomerated(clusters, source, others=len(operands) - len(mine))
+        self, operands: Sequence[Operand], source: str
+    ) -> tuple[tuple[Merge, ...], tuple[Operand, ...]]:
+        """The merges of one source that pay, and the operands that stay as they are."""
+        clusters = []
+        for operand in operands:
+            form = self.groups.forms(operand.tensor).get(source)
+            if form:
+                clusters.append(_Cluster((operand,), form, self._own_cost(operand, source)))
+        clusters = self._agglomerated(clusters, source, others=len(operands) - len(clusters))
         merged = [cluster for cluster in clusters if len(cluster.operands) > 1]
-        if merged:
-            merges = tuple(Merge(source, cluster.operands, cluster.form.window) for cluster in merged)
-            inside = {id(operand) for cluster in merged for operand in cluster.operands}
-            rest = tuple(operand for operand in operands if id(operand) not in inside)
-            yield self._candidate(position, merges, rest)
+        merges = tuple(Merge(source, cluster.operands, cluster.form.window) for cluster in merged)
+        inside = {id(operand) for cluster in merged for operand in cluster.operands}
+        return merges, tuple(operand for operand in operands if id(operand) not in inside)
 
     def _agglomerated(self, clusters: list[_Cluster], source: str, others: int) -> list[_Cluster]:
         """Merge the two clusters that save most, until none saves anything."""

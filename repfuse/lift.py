@@ -34,6 +34,9 @@ from repfuse.patterns import Op
 from repfuse.view import Scope
 from repfuse.window import Axis, Refusal, Window
 
+_EPSILON = float(np.float32(1e-5))
+"""BatchNormalization's default: attributes are of single precision."""
+
 
 @dataclass(frozen=True)
 class Lifted:
@@ -117,7 +120,7 @@ def _batch_normalization(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     if len(sizes) != 1:
         return Refusal("has statistics and parameters of different sizes")
     scale, bias, mean, variance = (values_of(operand).astype(np.float64) for operand in operands if operand)
-    variance = variance + attributes.get("epsilon", 1e-5)
+    variance = variance + attributes.get("epsilon", _EPSILON)
     if np.any(variance <= 0):
         return Refusal("has a negative variance")
     factor = scale / np.sqrt(variance)

@@ -1,8 +1,7 @@
 """Opening and saving ONNX files: what can go wrong with them is said here, and nothing is left half written.
 
 Files are written into a folder of their own beside the target and moved into place when whole, so a reader
-sees the old file or the new one, never a part. The writer streams: it hands the weights to the file one at a
-time, since `SerializeToString` needs the whole model a second time.
+sees the old file or the new one, never a part.
 """
 
 from __future__ import annotations
@@ -13,23 +12,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
-from google.protobuf.unknown_fields import UnknownFieldSet
 
+from repfuse import wire
 from repfuse.errors import BadInputError
 
 PathLike = str | os.PathLike[str]
 
 OLDEST_OPSET = 7
 """The first opset whose BatchNormalization has no `is_test` and whose Add broadcasts as numpy does."""
-
-LARGEST_PROTOBUF = 2**31 - 1
-"""Bytes: protobuf reads no larger message, so a larger model keeps its weights in a file beside it."""
-
-_LENGTH_DELIMITED = 2
 
 
 def load(path: PathLike) -> onnx.ModelProto:
@@ -81,9 +74,9 @@ def save(model: onnx.ModelProto, path: PathLike) -> None:
 def write(model: onnx.ModelProto, path: Path) -> None:
     """Write a model to a path of which nobody knows yet (see `staged`); `model` is not changed."""
     with path.open("wb") as file:
-        fits = _stream(model, file)
-    if not fits:
-        too_large = model.ByteSize() > LARGEST_PROTOBUF
+        written = wire.write(model, file)
+    if not written:
+        too_large = model.ByteSize() > wire.LARGEST
         onnx.save(model, path, save_as_external_data=too_large, location=path.name + ".data")
 
 
@@ -172,70 +165,3 @@ def _umask() -> int:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _stream(model: onnx.ModelProto, file: BinaryIO) -> bool:
-    """Write `model` in protobuf's wire format, the bytes of one initializer at a time.
-
-    Fields of a message may stand in any order, so every message is written as all of it but its large field,
-    then that field. (https://protobuf.dev/programming-guides/encoding)
-
-    Returns:
-        False, and nothing is written, where that cannot be done: the model is too large for one protobuf
-        message, or a newer ONNX put fields into it that only protobuf itself can hand on.
-    """
-    graph = model.graph
-    if any(UnknownFieldSet(message) for message in (model, graph, *graph.initializer)):
-        return False
-    start = _without(model, "graph")
-    body = _without(graph, "initializer")
-    heads = [_tensor_head(tensor) for tensor in graph.initializer]
-    size = len(body) + sum(len(head) + data for head, data in heads)
-    if len(start) + size > LARGEST_PROTOBUF:
-        return False
-    file.write(start + _header(model, "graph", size) + body)
-    for (head, data), tensor in zip(heads, graph.initializer, strict=True):
-        file.write(head)
-        if data:
-            file.write(tensor.raw_data)
-    return True
-
-
-def _tensor_head(tensor: onnx.TensorProto) -> tuple[bytes, int]:
-    """An initializer as its graph holds it, up to its `raw_data`; and how many bytes of that follow."""
-    data = len(tensor.raw_data)
-    inside = _without(tensor, "raw_data") + (_header(tensor, "raw_data", data) if data else b"")
-    return _header(onnx.GraphProto, "initializer", len(inside) + data) + inside, data
-
-
-def _without(message: Any, field: str) -> bytes:
-    """Serialize a message but for one field."""
-    return b"".join(_alone(message, other.name) for other, _ in message.ListFields() if other.name != field)
-
-
-def _alone(message: Any, field: str) -> bytes:
-    """Serialize one field of a message."""
-    part = type(message)()
-    value = getattr(message, field)
-    if hasattr(value, "CopyFrom"):
-        getattr(part, field).CopyFrom(value)
-    elif isinstance(value, str | bytes | int | float):
-        setattr(part, field, value)
-    else:
-        getattr(part, field).extend(value)
-    return bytes(part.SerializeToString())
-
-
-def _header(message: Any, field: str, length: int) -> bytes:
-    """A field's tag and length, each as a base-128 varint."""
-    number = message.DESCRIPTOR.fields_by_name[field].number
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
