@@ -95,21 +95,28 @@ class Patch:
             name for name in orphans if scope.producer(name) is None or scope.producer(name) in changes.dead
         }
         if isinstance(proto, GraphProto):
-            self._add_initializers(scope, proto, changes.tensors)
             self._remove_initializers(scope, proto, vanished)
             _remove(proto.quantization_annotation, lambda entry: entry.tensor_name in vanished)
-        elif changes.nodes:
-            constants = [helper.make_node("Constant", [], [t.name], value=t) for t in changes.tensors]
-            first = min(changes.nodes)
-            changes.nodes[first] = constants + changes.nodes[first]
+        if changes.nodes:
+            self._add_constants(scope, changes)
         _remove(proto.value_info, lambda entry: entry.name in vanished)
         _splice(proto.node, changes)
 
-    def _add_initializers(self, scope: Scope, graph: GraphProto, tensors: Iterable[TensorProto]) -> None:
-        for tensor in tensors:
-            graph.initializer.append(tensor)
-            if scope.around is None and self._model.ir_version < FIRST_OVERRIDABLE_IR:
-                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    def _add_constants(self, scope: Scope, changes: _Changes) -> None:
+        """Add the new tensors: as initializers, or as Constant nodes where a graph cannot have any."""
+        old = self._model.ir_version < FIRST_OVERRIDABLE_IR  # initializers must be inputs, too
+        graph = scope.proto
+        if not isinstance(graph, GraphProto) or (old and scope.around is not None):
+            constants = [helper.make_node("Constant", [], [t.name], value=t) for t in changes.tensors]
+            first = min(changes.nodes)
+            changes.nodes[first] = constants + changes.nodes[first]
+            return
+        graph.initializer.extend(changes.tensors)
+        if old:
+            graph.input.extend(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                for tensor in changes.tensors
+            )
 
     def _remove_initializers(self, scope: Scope, graph: GraphProto, orphans: set[str]) -> None:
         orphaned = {tensor.name for tensor in graph.initializer if tensor.name in orphans}
