@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from repfuse.errors import BadInputError, RepfuseError, VerificationError
     from repfuse.fusion import FuseResult, fuse
     from repfuse.remarks import Edit, Outcome, Remark
-    from repfuse.verify import Verification, verify
+    from repfuse.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -37,15 +37,12 @@ _HOMES = {
     "repfuse.errors": ("BadInputError", "RepfuseError", "VerificationError"),
     "repfuse.fusion": ("FuseResult", "fuse"),
     "repfuse.remarks": ("Edit", "Outcome", "Remark"),
-    "repfuse.verify": ("Verification", "verify"),
+    "repfuse.verification": ("Verification", "verify"),
 }
 
 
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
-            # `repfuse.verify` is a module and a function; the function is what the API means.
-            for each in names:
-                globals()[each] = getattr(import_module(home), each)
-            return globals()[name]
+            return getattr(import_module(home), name)
     raise AttributeError(f"module 'repfuse' has no attribute '{name}'")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import math
 import os
@@ -173,6 +174,14 @@ def _array_of(value: Any) -> Array:
     return array
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """The one Core of the process: freeing one while another lives leaves a signal handler without its stack."""
+    import openvino  # noqa: PLC0415
+
+    return openvino.Core()
+
+
 @dataclass(frozen=True)
 class OpenVINO:
     """OpenVINO on the CPU, for latency, in the model's own precision."""
@@ -188,8 +197,6 @@ class OpenVINO:
 
     def load(self, model: ModelSource, *, threads: int) -> Session:
         """Prepare a model to run; see `Backend.load`."""
-        import openvino  # noqa: PLC0415
-
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
@@ -199,7 +206,7 @@ class OpenVINO:
         graph = structure(model).graph
         _refuse_strings(self, graph)
         with _explained(self):
-            core = openvino.Core()
+            core = _openvino_core()
             compiled = core.compile_model(core.read_model(source), "CPU", settings)
         outputs = [entry.name for entry in graph.output]
         if len(outputs) != len(compiled.outputs):

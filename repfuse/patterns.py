@@ -12,7 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 
 from repfuse.errors import BadInputError
@@ -117,7 +118,7 @@ class Pattern:
         paper: Where it was published, such as `arXiv:2101.03697`.
         source: A public implementation: repository and file.
         families: Blocks known by other names that look the same in a graph.
-        examples: Blocks of this family.
+        entries: What its file says of examples.
     """
 
     slug: str
@@ -129,7 +130,16 @@ class Pattern:
     paper: str = ""
     source: str = ""
     families: tuple[str, ...] = ()
-    examples: tuple[Example, ...] = ()
+    entries: tuple[Table, ...] = field(default=(), repr=False, compare=False)
+
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        """Blocks of this family.
+
+        Raises:
+            BadInputError: One of them is malformed, or does not fit the pattern.
+        """
+        return tuple(_example(entry, self) for entry in self.entries)
 
     def fits(self, topology: Topology) -> bool:
         """Whether each branch can be given to one form so that every form's count is met."""
@@ -164,16 +174,22 @@ def load_patterns(extra: Iterable[PathLike] = ()) -> tuple[Pattern, ...]:
     Raises:
         BadInputError: A file cannot be read or is no pattern, or two have the same slug.
     """
-    # An installation has the files in a folder beside this module, a checkout at its top level.
-    installed = Path(__file__).with_suffix("")
-    folder = installed if installed.is_dir() else Path(__file__).parents[1] / "patterns"
-    patterns: dict[str, Pattern] = {}
-    for file in [*sorted(folder.glob("*.toml")), *map(Path, extra)]:
+    patterns = {pattern.slug: pattern for pattern in _shipped()}
+    for file in map(Path, extra):
         pattern = read_pattern(file)
         if pattern.slug in patterns:
             raise BadInputError(f"{file}: there is a pattern '{pattern.slug}' already; rename the file")
+        assert pattern.examples is not None  # reads them, so that a mistake in a user's file is told
         patterns[pattern.slug] = pattern
     return tuple(sorted(patterns.values(), key=lambda pattern: (pattern.rank, pattern.slug)))
+
+
+@cache
+def _shipped() -> tuple[Pattern, ...]:
+    # An installation has the files in a folder beside this module, a checkout at its top level.
+    installed = Path(__file__).with_suffix("")
+    folder = installed if installed.is_dir() else Path(__file__).parents[1] / "patterns"
+    return tuple(read_pattern(file) for file in sorted(folder.glob("*.toml")))
 
 
 def select(patterns: Sequence[Pattern], slugs: Sequence[str]) -> tuple[Pattern, ...]:
@@ -192,7 +208,7 @@ def select(patterns: Sequence[Pattern], slugs: Sequence[str]) -> tuple[Pattern, 
 
 
 def read_pattern(path: PathLike) -> Pattern:
-    """Read one pattern, and check that its own examples fit it.
+    """Read one pattern; its examples are read when they are asked for.
 
     Raises:
         BadInputError: The file cannot be read, or is no pattern: the message names the file and the key.
@@ -208,12 +224,12 @@ def read_pattern(path: PathLike) -> Pattern:
         paper=table.take("paper", str, ""),
         source=table.take("source", str, ""),
         families=table.texts("families", []),
+        entries=tuple(table.tables("examples")),
     )
     if not pattern.branches:
         raise table.error("branches", "missing; there must be at least one")
-    examples = tuple(_example(entry, pattern) for entry in table.tables("examples"))
     table.close()
-    return replace(pattern, examples=examples)
+    return pattern
 
 
 def _branch(table: Table) -> Branch:

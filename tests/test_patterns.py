@@ -180,7 +180,7 @@ MALFORMED = [
 def test_malformed_files_are_refused_with_file_and_key(mine: Path, text: str, message: str) -> None:
     mine.write_text(text, encoding="utf-8")
     with pytest.raises(BadInputError, match=f"^{re.escape(str(mine))}: {message}"):
-        read_pattern(mine)
+        _ = read_pattern(mine).examples
 
 
 def test_what_is_no_text_file_is_refused(mine: Path) -> None:

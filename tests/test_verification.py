@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 
@@ -13,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from repfuse import verification
 from repfuse.backends import BackendError, OnnxRuntime
 from repfuse.errors import BadInputError
-from repfuse.verify import FEEDS, OutputCheck, verify
+from repfuse.verification import FEEDS, OutputCheck, verify
 
-MODULE = importlib.import_module("repfuse.verify")  # the attribute of the package is the function
 F32 = TensorProto.FLOAT
 SHAPE = [1, 4, 16, 16]
 
@@ -372,7 +371,7 @@ class Stub:
 
 
 def stubbed(monkeypatch, *stubs):
-    monkeypatch.setattr(MODULE, "backends_named", lambda _: list(stubs))
+    monkeypatch.setattr(verification, "backends_named", lambda _: list(stubs))
     return verify(network(), network())
 
 

@@ -1,0 +1,5 @@
+"""`python -m repfuse`."""
+
+from repfuse.cli import main
+
+main(prog_name="repfuse")

@@ -1,0 +1,296 @@
+"""What people read: the results of a run as sentences and tables, and as a dict for JSON.
+
+Pure functions. The text is ASCII but for the names that a model brings along, so it reads alike in a terminal, a
+file and a log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from repfuse.bench import Benchmark
+from repfuse.patterns import Pattern
+from repfuse.remarks import Edit, Outcome, Remark
+from repfuse.stats import Stats
+from repfuse.verification import OutputCheck, Verification
+
+SCHEMA = 1
+"""Version of the JSON report. It grows when a key goes or changes its meaning, not when one is added."""
+
+FEW = 2
+"""How many remarks that are alike are listed before the rest is only counted."""
+
+FEW_OUTPUTS = 6
+"""How many outputs of one backend are listed: failures before others, large errors before small ones."""
+
+
+@dataclasses.dataclass
+class Report:
+    """What a run found out, filled in as it goes.
+
+    Attributes:
+        source: The model that was read.
+        target: The file to write; None for a dry run that names none.
+        edits: What was changed.
+        remarks: What was found: fused, or refused and why.
+        before: The size of the original.
+        after: The size of the fused model; None where nothing was fused.
+        verification: How the outputs compare; None where they were not compared.
+        benchmarks: Latencies, one entry for each backend.
+        notes: What else a reader ought to know, in sentences.
+        written: Whether `target` was written.
+    """
+
+    source: Path
+    target: Path | None
+    edits: Sequence[Edit] = ()
+    remarks: Sequence[Remark] = ()
+    before: Stats | None = None
+    after: Stats | None = None
+    verification: Verification | None = None
+    benchmarks: list[Benchmark] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    written: bool = False
+
+
+def groups(edits: Sequence[Edit], remarks: Sequence[Remark], *, verbose: bool) -> RenderableType:
+    """How many groups were found, what was fused, what was refused and why.
+
+    Args:
+        edits: What was changed.
+        remarks: What was found.
+        verbose: List every remark; else the first few refusals of each kind.
+    """
+    if not remarks:
+        return Text(
+            "Nothing to fuse: no linear branches meet in this model (fused already, or never branched)."
+        )
+    fused = [remark for remark in remarks if remark.outcome is Outcome.FUSED]
+    refused = [remark for remark in remarks if remark.outcome is Outcome.REFUSED]
+    head = f"{_count(len(remarks), 'group')} found: {len(fused)} fused, {len(refused)} refused"
+    families = Counter(edit.pattern for edit in edits).most_common()
+    rows = [("fused", f"{count} x {family}") for family, count in families]
+    if verbose:
+        rows += map(_row, fused)
+    rows += _few_of_each_kind(refused, len(refused) if verbose else FEW)
+    return Group(Text(head, "bold"), Padding(_grid(rows), (0, 0, 0, 2)))
+
+
+def sizes(before: Stats, after: Stats) -> RenderableType:
+    """A table of what the model consists of, before and after."""
+    table = _table("Size", "before", "after", "change")
+    rows: list[tuple[str, int | None, int | None, Callable[[int], str]]] = [
+        ("nodes", before.nodes, after.nodes, str),
+        ("parameters", before.parameters, after.parameters, _si),
+        ("multiply-adds", before.macs, after.macs, _si),
+        ("file", before.bytes, after.bytes, partial(_si, unit="B")),
+    ]
+    for title, old, new, shown in rows:
+        figures = ("unknown" if count is None else shown(count) for count in (old, new))
+        table.add_row(title, *figures, _change(old, new) if old and new is not None else "")
+    return table
+
+
+def errors(verification: Verification) -> RenderableType:
+    """A table of each output's error on each backend beside what an error means there, and what to heed."""
+    caption = "error: share of the largest value; noise floor: the original against itself"
+    table = _table("Outputs", "error", "noise floor", "of movement", "tolerance", "")
+    for backend in dict.fromkeys(check.backend for check in verification.checks):
+        checks = [check for check in verification.checks if check.backend == backend]
+        table.add_row(backend)
+        worst = sorted(checks, key=lambda check: (check.passed, -check.error))[:FEW_OUTPUTS]
+        for check in (check for check in checks if check in worst):
+            table.add_row(*_error_row(check))
+        if len(checks) > len(worst):
+            table.add_row(f"  and {len(checks) - len(worst)} more, none worse")
+    warnings = [check.message for check in verification.checks if check.passed and check.message]
+    warnings += [
+        f"{note.backend} cannot run the original, so it was skipped: {note.reason}"
+        for note in verification.skipped
+    ]
+    return Group(table, Text(caption, "dim"), *map(note, warnings))
+
+
+def latency(benchmarks: Sequence[Benchmark]) -> RenderableType:
+    """A table of latencies on each backend, and in words where the fused model is slower, or no faster."""
+    threads = max(benchmark.threads for benchmark in benchmarks)
+    table = _table(f"Latency, {_count(threads, 'thread')}", "before", "after", "speed-up", "95 % interval")
+    for each in benchmarks:
+        table.add_row(
+            each.backend,
+            _milliseconds(each.before_ms),
+            _milliseconds(each.after_ms),
+            Text(f"{each.ratio:.2f}x", {"faster": "green", "slower": "bold red"}.get(each.verdict, "")),
+            f"{each.low:.2f} to {each.high:.2f}",
+        )
+    return Group(table, *(note(text) for each in benchmarks if (text := _caveat(each))))
+
+
+def note(text: str) -> RenderableType:
+    """Something else to heed."""
+    return Text(text, "yellow")
+
+
+def failure(verification: Verification) -> str:
+    """Why a verification failed, one line for each output or backend."""
+    reasons = [f"{note.backend}: cannot run the fused model: {note.reason}" for note in verification.failures]
+    reasons += [check.message for check in verification.checks if not check.passed]
+    return "\n  ".join(["the fused model does not match the original, so nothing was written", *reasons])
+
+
+def ending(report: Report) -> RenderableType:
+    """What became of the file to write."""
+    if not report.written:
+        return Text("Dry run: nothing was written")
+    if not report.edits:
+        return Text(f"Wrote {report.target}, a copy of {report.source}")
+    return Text(f"Wrote {report.target}" + ("" if report.verification else ", not verified"))
+
+
+def patterns(known: Iterable[Pattern]) -> RenderableType:
+    """The block families, one after the other."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for pattern in known:
+        table.add_row(Text(pattern.slug, "bold"), Text(f"{pattern.name}: {pattern.summary}"))
+        for line in (", ".join(pattern.families), pattern.paper):
+            if line:
+                table.add_row("", Text(line, "dim"))
+    return table
+
+
+def as_dict(report: Report, version: str) -> dict[str, Any]:
+    """Everything that was printed, of plain types: what `--json` writes.
+
+    Args:
+        report: The results.
+        version: The version of repfuse that made them.
+    """
+    outcomes = Counter(remark.outcome for remark in report.remarks)
+    checks = report.verification.checks if report.verification else ()
+    plain: dict[str, Any] = _plain(
+        {
+            "schema": SCHEMA,
+            "repfuse": version,
+            "input": str(report.source),
+            "output": report.target and str(report.target),
+            "written": report.written,
+            "groups": {
+                "found": len(report.remarks),
+                "fused": outcomes[Outcome.FUSED],
+                "refused": outcomes[Outcome.REFUSED],
+            },
+            "edits": report.edits,
+            "remarks": report.remarks,
+            "size": {"before": report.before, "after": report.after},
+            "verification": report.verification,
+            "latency": report.benchmarks,
+            "notes": report.notes,
+        }
+    )
+    if report.verification:
+        plain["verification"]["passed"] = report.verification.passed
+        for entry, check in zip(plain["verification"]["checks"], checks, strict=True):
+            entry.update(passed=check.passed, vacuous=check.vacuous)
+    for entry, benchmark in zip(plain["latency"], report.benchmarks, strict=True):
+        entry["verdict"] = benchmark.verdict
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Reduce a value to what JSON knows; it has no infinity and no NaN, which become null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Row = tuple[str, str]
+
+
+def _few_of_each_kind(remarks: Sequence[Remark], limit: int) -> Iterator[Row]:
+    """Remarks, but of those that say the same of different nodes the first ones and the number of the others."""
+    kinds: dict[str, list[Remark]] = {}
+    for remark in remarks:
+        kinds.setdefault(re.sub(r"'[^']*'|\d+", "_", remark.message), []).append(remark)
+    for alike in kinds.values():
+        yield from map(_row, alike[:limit])
+        if len(alike) > limit:
+            yield "", f"and {len(alike) - limit} more alike (-v lists all)"
+
+
+def _row(remark: Remark) -> Row:
+    place = f" in {remark.graph}" if remark.graph else ""
+    return remark.outcome.value, f"{remark.node}{place}: {remark.message}"
+
+
+def _grid(rows: Iterable[Row]) -> Table:
+    """Two columns; a long text in the second goes on below itself."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for first, second in rows:
+        grid.add_row(Text(first), Text(second, overflow="fold"))
+    return grid
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    table.add_column(title, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _error_row(check: OutputCheck) -> Sequence[RenderableType]:
+    figures = (check.error, check.noise_floor, check.error_of_movement, check.tolerance)
+    verdict = Text("ok", "green") if check.passed else Text("FAILED", "bold red")
+    return (Text(f"  {check.output}"), *(f"{figure:.1e}" for figure in figures), verdict)
+
+
+def _caveat(benchmark: Benchmark) -> str:
+    """What a reader must not miss in a row of latencies; empty where the fused model is faster."""
+    if benchmark.verdict == "slower":
+        return (
+            f"Slower on {benchmark.backend}: the fused model takes {1 / benchmark.ratio:.2f} times as long there; "
+            "for this backend keep the original"
+        )
+    return f"No measurable difference on {benchmark.backend}" if benchmark.verdict == "same" else ""
+
+
+def _change(old: int, new: int) -> str:
+    return f"{100 * (new - old) / old:+.1f} %"
+
+
+def _milliseconds(value: float) -> str:
+    """Three digits, and their zeros."""
+    decimals = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{decimals}f} ms"
+
+
+def _si(number: int, unit: str = "") -> str:
+    """A number with four digits and a prefix for its thousands: `1.513 G`, `972 B`."""
+    for prefix, power in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= power:
+            return f"{number / power:.4g} {prefix}{unit}"
+    return f"{number} {unit}".rstrip()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
