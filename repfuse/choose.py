@@ -52,14 +52,10 @@ class Candidate:
 def choose(groups: Groups, fits: Callable[[Merge], bool] = lambda _: True) -> list[Candidate]:
     """The rewrites that pay and whose merges all fit, in the order of the graph; no node is in two of them."""
     chooser = _Chooser(groups, fits)
-    chosen = []
-    for position in range(len(groups.scope.nodes) - 1, -1, -1):
-        if position not in chooser.gone and groups.is_linear(position):
-            best = chooser.best(position)
-            if best is not None:
-                chooser.take(best)
-                chosen.append(best)
-    return chosen[::-1]
+    chosen: list[Candidate] = []
+    while found := chooser.sweep():  # one rewrite may free what another one then saves
+        chosen += found
+    return sorted(chosen, key=lambda each: each.root)
 
 
 class _Chooser:
@@ -70,6 +66,17 @@ class _Chooser:
         self.fits = fits
         self.gone: set[int] = set()
         self._added: Counter[str] = Counter()
+
+    def sweep(self) -> list[Candidate]:
+        """Take the best rewrite of each node that is left, from the outputs backwards."""
+        taken = []
+        for position in range(len(self.groups.scope.nodes) - 1, -1, -1):
+            if position not in self.gone and self.groups.is_linear(position):
+                best = self.best(position)
+                if best is not None:
+                    self.take(best)
+                    taken.append(best)
+        return taken
 
     def best(self, position: int) -> Candidate | None:
         """The rewrite of one node, or of the join behind it, that saves most; None where none saves anything."""

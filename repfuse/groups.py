@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from repfuse import window
 from repfuse.idioms import idiom_nodes
@@ -21,7 +20,7 @@ from repfuse.window import IDENTITY, Refusal, Window
 JOINS = frozenset({"Add", "Sub", "Sum"})
 
 _FORMS_KEPT = 8
-"""Forms of one tensor that are carried on, the nearest sources first: it bounds the work for each node."""
+"""Forms of one tensor that are carried on, half of them the nearest sources: it bounds the work for each node."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +159,6 @@ class Groups:
         is_conv = bool(lifted.weight_type)
         found: dict[str, Form] = {}
         for source, form in self.forms(lifted.source).items():
-            if is_conv and form.has_conv:
-                continue
             composed = window.compose(form.window, lifted.window)
             if isinstance(composed, Refusal):
                 self.blocked[position] = composed
@@ -193,5 +190,8 @@ class Groups:
         return found
 
     def _keep(self, tensor: str, found: Mapping[str, Form]) -> None:
-        if found:
-            self._forms[tensor] = dict(islice(found.items(), _FORMS_KEPT))
+        forms = list(found.items())
+        if len(forms) > _FORMS_KEPT:
+            forms = forms[: _FORMS_KEPT // 2] + forms[-_FORMS_KEPT // 2 :]
+        if forms:
+            self._forms[tensor] = dict(forms)

@@ -79,14 +79,14 @@ def _conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     """Lift Conv, versions 1, 11 and 22."""
     weight = constant_at(node, 1, scope)
     bias = constant_at(node, 2, scope)
+    if _is_dequantized(node.input[1], scope):
+        return Refusal("has a quantized weight: fuse the float model and quantize afterwards")
     if weight is None:
         return Refusal("has a weight that is computed at run time or can be overridden by a caller")
     if bias is None and len(node.input) > 2 and node.input[2]:
         return Refusal("has a bias that is computed at run time or can be overridden by a caller")
     if weight.data_type not in FLOATS:
         return Refusal("has a weight that is not of a float type")
-    if _is_dequantized(node.input[1], scope):
-        return Refusal("has a quantized weight: fuse the float model and quantize afterwards")
     attributes = attributes_of(node)
     outputs, per_group, *extents = weight.dims
     group = attributes.get("group", 1)
@@ -155,7 +155,7 @@ def _scale_or_shift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         case _:
             return Refusal("divides by what is computed at run time, or by zero")
     lifted = _affine(node.input[slot], scale, shift, rank, ops)
-    if isinstance(lifted, Refusal) or (vector.size == 1 and len(operand.dims) <= LEAST_RANK):
+    if isinstance(lifted, Refusal) or (vector.size == 1 and len(operand.dims) < LEAST_RANK):
         return lifted
     return replace(lifted, broadcast=(vector.size if vector.size > 1 else 0, len(operand.dims)))
 

@@ -292,6 +292,6 @@ def test_backends_are_found_by_name(monkeypatch):
 
 
 def test_runtimes_are_imported_only_when_needed():
-    code = "import sys, repfuse.verify, repfuse.bench; print({'onnxruntime', 'openvino'} & set(sys.modules))"
+    code = "import sys, repfuse.verification, repfuse.bench; print({'onnxruntime', 'openvino'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
