@@ -81,12 +81,13 @@ class Patch:
             orphans[id(home)].add(name)
             producer = home.producer(name)
             changes = self._changes[id(home)]
-            if producer is None or producer in changes.nodes or producer in changes.dead:
+            if producer is None or producer in changes.dead:
                 continue
-            node = home.nodes[producer]
-            if not any(uses[id(home)][output] for output in node.output if output):
+            if not any(uses[id(home)][output] for output in home.nodes[producer].output if output):
+                # A replacement goes, too, where a later one made do without it.
+                nodes = changes.nodes.pop(producer, [home.nodes[producer]])
                 changes.dead.add(producer)
-                pending += [(home, name) for name in node.input]
+                pending += [(home, name) for node in nodes for name in node.input]
         return orphans
 
     def _apply_to(self, scope: Scope, orphans: set[str]) -> None:
@@ -106,16 +107,18 @@ class Patch:
         """Add the new tensors: as initializers, or as Constant nodes where a graph cannot have any."""
         old = self._model.ir_version < FIRST_OVERRIDABLE_IR  # initializers must be inputs, too
         graph = scope.proto
+        used = {name for nodes in changes.nodes.values() for node in nodes for name in node.input}
+        tensors = [tensor for tensor in changes.tensors if tensor.name in used]
         if not isinstance(graph, GraphProto) or (old and scope.around is not None):
-            constants = [helper.make_node("Constant", [], [t.name], value=t) for t in changes.tensors]
+            constants = [helper.make_node("Constant", [], [t.name], value=t) for t in tensors]
             first = min(changes.nodes)
             changes.nodes[first] = constants + changes.nodes[first]
             return
-        graph.initializer.extend(changes.tensors)
+        graph.initializer.extend(tensors)
         if old:
             graph.input.extend(
                 helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-                for tensor in changes.tensors
+                for tensor in tensors
             )
 
     def _remove_initializers(self, scope: Scope, graph: GraphProto, orphans: set[str]) -> None:
