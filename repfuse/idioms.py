@@ -19,17 +19,26 @@ Expression = str | tuple[Any, ...]
 
 X, C = "X", "C"
 
-_ERF = ("Add", ("Erf", ("Div|Mul", X, C)), C)
-_GATE = ("Clip|Relu6", ("Add", X, C), C, C)
-_TANH = ("Add", ("Tanh", ("Mul", ("Add", X, ("Mul", ("Pow", X, C), C)), C)), C)
+_ERF = ("Erf", ("Div|Mul", X, C))
+_CUBES = (("Pow", X, C), ("Mul", X, ("Mul", X, X)))
+_TANHS = (
+    *(("Tanh", ("Mul", ("Add", X, ("Mul", cube, C)), C)) for cube in _CUBES),
+    ("Tanh", ("Mul", ("Add", X, ("Mul", ("Mul", ("Mul", X, C), X), X)), C)),
+    ("Tanh", ("Mul", ("Mul", X, C), ("Add", ("Mul", ("Mul", X, C), X), C))),
+)
+_GATE = ("Clip", ("Add", X, C), C, C)
+
+
+def _gelus(curve: Expression) -> Iterator[Expression]:
+    """`0.5 * x * (1 + curve)` in the orders in which it is exported."""
+    gate = ("Add", curve, C)
+    yield ("Mul", ("Mul", X, gate), C)
+    yield ("Mul", ("Mul", X, C), gate)
+    yield ("Mul", X, ("Mul", gate, C))
+
 
 IDIOMS: tuple[tuple[str, Expression], ...] = (
-    ("a GELU", ("Mul", ("Mul", X, _ERF), C)),
-    ("a GELU", ("Mul", ("Mul", X, C), _ERF)),
-    ("a GELU", ("Mul", X, ("Mul", _ERF, C))),
-    ("a GELU", ("Mul", ("Mul", X, _TANH), C)),
-    ("a GELU", ("Mul", ("Mul", X, C), _TANH)),
-    ("a GELU", ("Mul", X, ("Mul", _TANH, C))),
+    *(("a GELU", gelu) for curve in (_ERF, *_TANHS) for gelu in _gelus(curve)),
     ("a QuickGELU", ("Mul", X, ("Sigmoid", ("Mul", X, C)))),
     ("a HardSwish", ("Mul", X, ("Div|Mul", _GATE, C))),
     ("a HardSwish", ("Div|Mul", ("Mul", X, _GATE), C)),
@@ -39,7 +48,7 @@ IDIOMS: tuple[tuple[str, Expression], ...] = (
 
 _COMMUTATIVE = {"Add", "Mul"}
 _LAST = {operator for _, expression in IDIOMS for operator in expression[0].split("|")}
-_MARKS = {"Erf", "Tanh", "Sigmoid", "Clip", "Relu6"}
+_MARKS = {"Erf", "Tanh", "Sigmoid", "Clip"}
 """Every idiom holds one of these, so a graph without any needs no search."""
 
 Match = tuple[str, frozenset[int]]
