@@ -103,7 +103,7 @@ class _Chooser:
     def _wholes(self, position: int) -> Iterable[Candidate]:
         output = self.groups.scope.nodes[position].output[0]
         for source, form in self.groups.forms(output).items():
-            if form.has_conv:
+            if form.is_weighted:
                 merge = Merge(source, (Operand(output, 1),), form.window)
                 yield self._candidate(position, (merge,), ())
 
@@ -162,9 +162,11 @@ class _Chooser:
 
     def _union(self, a: _Cluster, b: _Cluster, source: str, *, alone: bool) -> _Cluster | None:
         total = self.groups.sum([a.form.window, b.form.window], source)
-        if isinstance(total, Refusal) or not (a.form.has_conv or b.form.has_conv):
+        if isinstance(total, Refusal) or not (a.form.is_weighted or b.form.is_weighted):
             return None
-        return _Cluster(a.operands + b.operands, Form(total, has_conv=True), _conv_cost(total, alone=alone))
+        return _Cluster(
+            a.operands + b.operands, Form(total, is_weighted=True), _conv_cost(total, alone=alone)
+        )
 
     def _own_cost(self, operand: Operand, source: str) -> Cost:
         """What the nodes between a source and one operand cost, as far as nothing else needs them."""
@@ -189,7 +191,7 @@ class _Chooser:
         for merge in merges:
             after = after.plus(_conv_cost(merge.window, alone=parts == 1))
         # A Conv where there was none, or in place of an elementwise op that stays, is not what fusing is for.
-        saving = cost.saving(gone.cost, after) if gone.convs >= len(merges) else -1.0
+        saving = cost.saving(gone.cost, after) if gone.weighted >= len(merges) else -1.0
         grows = after.arithmetic > gone.cost.arithmetic
         return Candidate(position, merges, rest, frozenset(gone.nodes), saving, grows)
 
@@ -203,7 +205,7 @@ class _Chooser:
             position, density, width = pending.pop()
             lifted = groups.lifted.get(position)
             inputs = groups.data_inputs(position)
-            found.convs += lifted is not None and lifted.weight_type != 0
+            found.weighted += lifted is not None and lifted.weight_type != 0
             found.cost = found.cost.plus(_node_cost(lifted, width, len(inputs)), density)
             if lifted:
                 density *= lifted.window.stride
@@ -231,11 +233,11 @@ class _Chooser:
 
 @dataclass
 class _Superfluous:
-    """Nodes that go, their cost for each position of the last output, and how many are Convs."""
+    """Nodes that go, their cost for each position of the last output, and how many have weights."""
 
     nodes: set[int]
     cost: Cost = field(default_factory=Cost)
-    convs: int = 0
+    weighted: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ class Derived:
     Attributes:
         window: Its geometry, without negative padding.
         weight: Shape `(C_out, C_in / group, *kernel)`.
-        bias: Shape `(C_out,)`; None where it is zero.
+        bias: Shape `(C_out,)`; None for a Conv where it is zero.
     """
 
     window: Window
@@ -106,7 +106,9 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
         weight, bias = (array.astype(dtype) for array in arrays)
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name} once merged")
-    return Derived(exact.window, _tensor(weight), _tensor(bias) if np.any(exact.bias) else None)
+    # Before version 11, Gemm has no optional operand.
+    needed = np.any(exact.bias) or not exact.window.axes
+    return Derived(exact.window, _tensor(weight), _tensor(bias) if needed else None)
 
 
 def _tensor(array: Array) -> TensorProto:

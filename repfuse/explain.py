@@ -49,7 +49,7 @@ def _shared_source(groups: Groups, operands: Sequence[Operand]) -> tuple[str, li
     for first in operands:
         for source in groups.forms(first.tensor):
             mine = [operand for operand in operands if source in groups.forms(operand.tensor)]
-            if len(mine) > 1 and any(groups.forms(operand.tensor)[source].has_conv for operand in mine):
+            if len(mine) > 1 and any(groups.forms(operand.tensor)[source].is_weighted for operand in mine):
                 return source, mine
     return None
 
@@ -81,7 +81,7 @@ def _outside_user(groups: Groups, operand: Operand, source: str) -> str:
 
 def _obstacles(groups: Groups, operands: Sequence[Operand]) -> Iterator[tuple[int, str]]:
     """Nodes at which an operand stops being linear, though behind them is what another operand follows from."""
-    if not any(_has_conv(groups, operand) for operand in operands):
+    if not any(_is_weighted(groups, operand) for operand in operands):
         return
     for operand in operands:
         others = {s for other in operands if other is not operand for s in groups.forms(other.tensor)}
@@ -90,8 +90,8 @@ def _obstacles(groups: Groups, operands: Sequence[Operand]) -> Iterator[tuple[in
             yield obstacle
 
 
-def _has_conv(groups: Groups, operand: Operand) -> bool:
-    return any(form.has_conv for form in groups.forms(operand.tensor).values())
+def _is_weighted(groups: Groups, operand: Operand) -> bool:
+    return any(form.is_weighted for form in groups.forms(operand.tensor).values())
 
 
 def _end_of_chain(groups: Groups, tensor: str) -> tuple[int, str] | None:

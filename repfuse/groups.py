@@ -18,6 +18,8 @@ from repfuse.view import Scope
 from repfuse.window import IDENTITY, Refusal, Window
 
 JOINS = frozenset({"Add", "Sub", "Sum"})
+WEIGHTED = frozenset({"Conv", "Gemm"})
+"""What a group becomes one of; there must be one in it."""
 
 _FORMS_KEPT = 8
 """Forms of one tensor that are carried on, half of them the nearest sources: it bounds the work for each node."""
@@ -25,10 +27,10 @@ _FORMS_KEPT = 8
 
 @dataclass(frozen=True)
 class Form:
-    """One way in which a tensor follows from a source: its window, and whether a Conv is on the way."""
+    """One way in which a tensor follows from a source: its window, and whether a Conv or Gemm is on the way."""
 
     window: Window
-    has_conv: bool
+    is_weighted: bool
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Operand:
     sign: int
 
 
-_ITSELF = Form(IDENTITY, has_conv=False)
+_ITSELF = Form(IDENTITY, is_weighted=False)
 
 
 class Groups:
@@ -58,7 +60,7 @@ class Groups:
         self.joins: dict[int, tuple[Operand, ...]] = {}
         self.blocked: dict[int, Refusal] = {}
         self._forms: dict[str, dict[str, Form]] = {}
-        if not any(node.op_type == "Conv" for node in scope.nodes):
+        if not any(node.op_type in WEIGHTED for node in scope.nodes):
             return
         off_limits = idiom_nodes(scope)
         for position in range(len(scope.nodes)):
@@ -156,14 +158,14 @@ class Groups:
         return tuple(Operand(name, sign) for name, sign in zip(node.input, signs, strict=True))
 
     def _forms_of_linear(self, position: int, lifted: Lifted) -> dict[str, Form]:
-        is_conv = bool(lifted.weight_type)
+        weighted = bool(lifted.weight_type)
         found: dict[str, Form] = {}
         for source, form in self.forms(lifted.source).items():
             composed = window.compose(form.window, lifted.window)
             if isinstance(composed, Refusal):
                 self.blocked[position] = composed
                 break
-            found[source] = Form(composed, form.has_conv or is_conv)
+            found[source] = Form(composed, form.is_weighted or weighted)
         if self._passes_through(lifted.source, found):
             del found[lifted.source]
         return found
@@ -186,7 +188,7 @@ class Groups:
             if isinstance(total, Refusal):
                 self.blocked.setdefault(position, total)
             else:
-                found[source] = Form(total, any(column[source].has_conv for column in columns))
+                found[source] = Form(total, any(column[source].is_weighted for column in columns))
         return found
 
     def _keep(self, tensor: str, found: Mapping[str, Form]) -> None:

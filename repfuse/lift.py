@@ -19,7 +19,6 @@ from repfuse import kernel, window
 from repfuse.kernel import Array, EquivalentKernel
 from repfuse.operands import (
     FLOATS,
-    LEAST_RANK,
     attributes_of,
     constant_at,
     cropped,
@@ -47,7 +46,7 @@ class Lifted:
         window: Its geometry.
         kernel: Gives its equivalent kernel; reads the weights, so it is called for chosen groups only.
         ops: What patterns call it: usually one op, none for an identity.
-        weight_type: The `TensorProto` type of a Conv's weight; 0 for any other node.
+        weight_type: The `TensorProto` type of the weight of a Conv or Gemm; 0 for any other node.
         broadcast: What `source` must be for the constant operand not to enlarge it: `(channels, least number of
             dimensions)`, channels 0 for any; None where the operator's definition sees to that.
     """
@@ -108,6 +107,30 @@ def _conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     )
 
 
+def _gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift Gemm, versions 7, 9, 11 and 13: `alpha * A * B + beta * C`, a kernel without spatial axes."""
+    attributes = attributes_of(node)
+    weight, bias = constant_at(node, 1, scope), constant_at(node, 2, scope)
+    if weight is None or (bias is None and len(node.input) > 2 and node.input[2]):
+        return Refusal("has a weight or bias that is computed at run time or can be overridden by a caller")
+    if weight.data_type not in FLOATS or _is_dequantized(node.input[1], scope) or attributes.get("transA"):
+        return Refusal("has a weight that is not of a float type, or a transposed input")
+    transposed = bool(attributes.get("transB"))
+    inputs, outputs = weight.dims[::-1] if transposed else weight.dims
+    shift = np.zeros(outputs)
+    if bias:
+        if bias.size not in (1, outputs) or (bias.size > 1 and bias.dims[-1] != outputs):
+            return Refusal("has a bias that differs from row to row")
+        shift = shift + vector_of(bias, bias.size) * attributes.get("beta", 1.0)
+    geometry = Window((outputs, inputs), 1, biased=bool(np.any(shift != 0)))
+
+    def read() -> EquivalentKernel:
+        values = values_of(weight) if transposed else values_of(weight).T
+        return EquivalentKernel(geometry, values * np.float64(attributes.get("alpha", 1.0)), shift)
+
+    return Lifted(node.input[0], geometry, read, (_op("gemm", geometry),), weight.data_type)
+
+
 def _batch_normalization(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     """Lift BatchNormalization, versions 7, 9, 14 and 15: `(x - mean) / sqrt(var + epsilon) * scale + B`."""
     attributes = attributes_of(node)
@@ -155,7 +178,7 @@ def _scale_or_shift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         case _:
             return Refusal("divides by what is computed at run time, or by zero")
     lifted = _affine(node.input[slot], scale, shift, rank, ops)
-    if isinstance(lifted, Refusal) or (vector.size == 1 and len(operand.dims) < LEAST_RANK):
+    if isinstance(lifted, Refusal) or (vector.size == 1 and len(operand.dims) < 2):
         return lifted
     return replace(lifted, broadcast=(vector.size if vector.size > 1 else 0, len(operand.dims)))
 
@@ -257,6 +280,7 @@ def _slice(node: NodeProto, scope: Scope) -> Lifted | Refusal:
 
 LIFTERS: Mapping[str, Lifter] = {
     "Conv": _conv,
+    "Gemm": _gemm,
     "BatchNormalization": _batch_normalization,
     "Add": _scale_or_shift,
     "Sub": _scale_or_shift,

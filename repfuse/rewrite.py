@@ -1,4 +1,4 @@
-"""Turning a chosen candidate into nodes: a Conv for each merge, and Adds for what stays beside them."""
+"""Turning a chosen candidate into nodes: a Conv or Gemm for each merge, and Adds for what stays beside them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         found = derive(groups, merge)
         if isinstance(found, Refusal):
             blocker = _unfit_conv(groups, candidate)
-            message = f"{blocker or 'the merged Conv'} {found.reason}"
+            message = f"{blocker or 'the merged weight'} {found.reason}"
             return Remark(Outcome.REFUSED, scope.name(candidate.root), message, blocker, scope.label)
         derived.append(found)
     nodes = _nodes(groups, candidate, derived, patch)
@@ -53,12 +53,12 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
 def describe(window: Window) -> str:
     """A Conv's geometry in a few words, such as `3x3 64->128, stride 2`."""
     outputs, inputs = window.channels or (1, 1)
-    words = [f"{_by([axis.kernel for axis in window.axes])} {inputs}->{outputs}"]
+    words = [f"{_by([axis.kernel for axis in window.axes])} {inputs}->{outputs}".strip()]
     if window.group > 1:
         words.append("depthwise" if window.depthwise else f"group {window.group}")
     for name in ("stride", "dilation"):
         values = [getattr(axis, name) for axis in window.axes]
-        if set(values) != {1}:
+        if set(values) - {1}:
             words.append(f"{name} {values[0] if len(set(values)) == 1 else _by(values)}")
     if window.fixed:
         words.append("for this static input extent only")
@@ -73,11 +73,12 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
     """The new nodes, in order; the last one computes what the candidate's root computed."""
     root = groups.scope.nodes[candidate.root]
     stem = root.name or root.output[0]
-    convs = [
-        _conv(groups, merge, each, stem, patch) for merge, each in zip(candidate.merges, derived, strict=True)
+    made = [
+        _merged(groups, merge, each, stem, patch)
+        for merge, each in zip(candidate.merges, derived, strict=True)
     ]
-    adds = [(conv.output[0], 1) for conv in convs[1:]] + [(o.tensor, o.sign) for o in candidate.rest]
-    nodes, total = convs, convs[0].output[0]
+    adds = [(node.output[0], 1) for node in made[1:]] + [(o.tensor, o.sign) for o in candidate.rest]
+    nodes, total = made, made[0].output[0]
     for tensor, sign in adds:
         name = patch.fresh(f"{stem}/fused_add")
         nodes.append(helper.make_node("Add" if sign > 0 else "Sub", [total, tensor], [name], name=name))
@@ -86,12 +87,15 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
     return nodes
 
 
-def _conv(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> NodeProto:
-    name = patch.fresh(f"{stem}/fused_conv")
+def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> NodeProto:
+    """A Conv; or a Gemm, if there are no spatial axes."""
+    axes = derived.window.axes
+    name = patch.fresh(f"{stem}/fused_{'conv' if axes else 'gemm'}")
     inputs = [merge.source, patch.add_constant(groups.scope, f"{name}.weight", derived.weight)]
     if derived.bias is not None:
         inputs.append(patch.add_constant(groups.scope, f"{name}.bias", derived.bias))
-    axes = derived.window.axes
+    if not axes:
+        return helper.make_node("Gemm", inputs, [name], name=name, transB=1)
     return helper.make_node(
         "Conv",
         inputs,
