@@ -105,7 +105,7 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     with np.errstate(over="ignore"):
         weight, bias = (array.astype(dtype) for array in arrays)
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
-        return Refusal(f"would overflow {np.dtype(dtype).name} once merged")
+        return Refusal(f"would overflow {np.dtype(dtype).name}")
     # Before version 11, Gemm has no optional operand.
     needed = np.any(exact.bias) or not exact.window.axes
     return Derived(exact.window, _tensor(weight), _tensor(bias) if needed else None)

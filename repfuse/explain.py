@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from repfuse import cost
 from repfuse.choose import Candidate
-from repfuse.groups import Groups, Operand
+from repfuse.groups import WEIGHTED, Groups, Operand
 from repfuse.remarks import Outcome, Remark
 from repfuse.window import Refusal
 
-_SEARCHED = 64
-"""How many nodes back from a join a tensor that its operands share is looked for."""
+_SEARCHED = 32
+"""How many nodes back from an operand a tensor that the operands of a join share is looked for."""
 
 
 def refusals(groups: Groups, chosen: Sequence[Candidate]) -> list[Remark]:
-    """A remark for each join whose operands share a source in some way, a Conv among them, and that stays."""
+    """A remark for each join whose operands share a source in some way, with a weight on the way, and that stays.
+
+    A join of which only some operands were merged has one, too, if another operand follows from their source.
+    """
+    found = [(each.root, _left_out(groups, each)) for each in chosen if each.rest]
     gone = {position for candidate in chosen for position in candidate.replaced}
-    inner: set[int] = set()
-    remarks = []
-    for position in sorted(groups.joins, reverse=True):
-        if position in gone or position in inner:
-            continue
-        operands, joins = groups.flattened(position)
-        inner.update(joins)
-        found = _reason(groups, operands)
-        if found:
-            message, blocker = found
-            node = groups.scope.name(position)
-            remarks.append(Remark(Outcome.REFUSED, node, message, blocker, groups.scope.label))
-    return remarks[::-1]
+    for position in sorted(groups.joins.keys() - gone, reverse=True):
+        if position not in gone:
+            operands, joins = groups.flattened(position)
+            gone.update(joins)
+            found.append((position, _reason(groups, operands)))
+    return [
+        Remark(Outcome.REFUSED, groups.scope.name(position), *reason, groups.scope.label)
+        for position, reason in sorted(found, key=lambda each: each[0])
+        if reason
+    ]
 
 
-def _reason(groups: Groups, operands: Sequence[Operand]) -> tuple[str, str] | None:
-    """Why the operands of a join cannot be merged, and the node that is to blame; None if they are no group."""
+Reason = tuple[str, str]
+"""A sentence, and the node that is to blame; empty where no single one is."""
+
+
+def _left_out(groups: Groups, candidate: Candidate) -> Reason | None:
+    """Why an operand that follows from the source of merged ones was not merged with them."""
+    merged = [term for merge in candidate.merges for term in merge.terms]
+    reason = _obstacle(groups, [*candidate.rest, merged[0]], of=candidate.rest)
+    return (f"merged in part only: {reason[0]}", reason[1]) if reason else None
+
+
+def _reason(groups: Groups, operands: Sequence[Operand]) -> Reason | None:
+    """Why the operands of a join cannot be merged; None if they are no group."""
     shared = _shared_source(groups, operands)
     if shared is not None:
-        source, mine = shared
-        return _why_not_merged(groups, source, mine)
-    for position, reason in _obstacles(groups, operands):
-        name = groups.scope.name(position)
-        return f"{name} {reason}; it stands between a branch and the join", name
-    return None
+        return _why_not_merged(groups, *shared)
+    return _obstacle(groups, operands, of=operands)
 
 
 def _shared_source(groups: Groups, operands: Sequence[Operand]) -> tuple[str, list[Operand]] | None:
-    """The first source from which several operands follow linearly, one of them through a Conv."""
+    """The first source from which several operands follow linearly, one of them through a weight."""
     for first in operands:
         for source in groups.forms(first.tensor):
             mine = [operand for operand in operands if source in groups.forms(operand.tensor)]
@@ -54,7 +62,7 @@ def _shared_source(groups: Groups, operands: Sequence[Operand]) -> tuple[str, li
     return None
 
 
-def _why_not_merged(groups: Groups, source: str, operands: Sequence[Operand]) -> tuple[str, str]:
+def _why_not_merged(groups: Groups, source: str, operands: Sequence[Operand]) -> Reason:
     windows = [groups.forms(operand.tensor)[source].window for operand in operands]
     total = groups.sum(windows, source)
     if isinstance(total, Refusal):
@@ -62,11 +70,15 @@ def _why_not_merged(groups: Groups, source: str, operands: Sequence[Operand]) ->
     for operand in operands:
         user = _outside_user(groups, operand, source)
         if user:
-            return f"would add work: '{operand.tensor}' must stay, since {user} uses it as well", user
+            name = user if user != _CALLER else ""
+            return f"would add work: '{operand.tensor}' must stay, since {user} uses it as well", name
     taps = " + ".join(str(each.taps) for each in windows)
     if cost.slow_alone(total):
         return "would be slower: a depthwise 13x13 Conv runs slowly on OpenVINO where no Add follows it", ""
     return f"would not pay: {taps} taps would become {total.taps}, group {total.group}", ""
+
+
+_CALLER = "the graph's caller or a subgraph"
 
 
 def _outside_user(groups: Groups, operand: Operand, source: str) -> str:
@@ -74,48 +86,65 @@ def _outside_user(groups: Groups, operand: Operand, source: str) -> str:
     if operand.tensor == source:
         return ""
     if operand.tensor in groups.scope.kept:
-        return "the graph's caller or a subgraph"
+        return _CALLER
     users = [position for position in groups.scope.consumers(operand.tensor) if position not in groups.joins]
     return groups.scope.name(users[0]) if users else ""
 
 
-def _obstacles(groups: Groups, operands: Sequence[Operand]) -> Iterator[tuple[int, str]]:
-    """Nodes at which an operand stops being linear, though behind them is what another operand follows from."""
-    if not any(_is_weighted(groups, operand) for operand in operands):
-        return
-    for operand in operands:
-        others = {s for other in operands if other is not operand for s in groups.forms(other.tensor)}
-        obstacle = _end_of_chain(groups, operand.tensor)
-        if obstacle is not None and _descends(groups, obstacle[0], others):
-            yield obstacle
-
-
-def _is_weighted(groups: Groups, operand: Operand) -> bool:
-    return any(form.is_weighted for form in groups.forms(operand.tensor).values())
+def _obstacle(groups: Groups, operands: Sequence[Operand], *, of: Sequence[Operand]) -> Reason | None:
+    """The node at which one `of` the operands stops being linear, if from before it another operand follows."""
+    origins = {operand.tensor: _origins(groups, operand.tensor) for operand in operands}
+    weighted = any(form.is_weighted for operand in operands for form in groups.forms(operand.tensor).values())
+    for operand in of:
+        end = _end_of_chain(groups, operand.tensor)
+        others = {name for each in operands if each.tensor != operand.tensor for name in origins[each.tensor]}
+        if end is None or not origins[operand.tensor].keys() & others:
+            continue
+        if weighted or any(origin is not None for origin in origins[operand.tensor].values()):
+            position, reason = end
+            name = groups.scope.name(position)
+            return f"{name} {reason}; it stands between a branch and the join", name
+    return None
 
 
 def _end_of_chain(groups: Groups, tensor: str) -> tuple[int, str] | None:
-    """The node behind the farthest source of a tensor, and why the chain ends there."""
+    """The node that keeps the next tensor from being a source of this one, and why."""
     farthest = list(groups.forms(tensor))[-1]
     position = groups.scope.producer(farthest)
+    if position is not None and groups.is_linear(position):
+        # That node is linear, so one between here and there cannot be merged with it.
+        position = _blocked_between(groups, tensor, farthest)
     if position is None:
         return None
-    if position in groups.blocked:
-        return position, groups.blocked[position].reason
-    if groups.is_linear(position):
-        return position, "computes a tensor from which the next op of the branch cannot be merged"
-    return position, "is not linear"
+    return position, groups.blocked.get(position, Refusal("is not linear")).reason
 
 
-def _descends(groups: Groups, position: int, ancestors: set[str]) -> bool:
-    """Whether a node follows from one of the tensors, within a bounded number of nodes."""
-    pending, seen = [position], {position}
-    while pending and len(seen) < _SEARCHED:
-        for name in groups.scope.nodes[pending.pop(0)].input:
-            if name in ancestors:
-                return True
-            producer = groups.scope.producer(name)
-            if producer is not None and producer not in seen:
-                seen.add(producer)
-                pending.append(producer)
-    return False
+def _blocked_between(groups: Groups, tensor: str, source: str) -> int | None:
+    """The blocked node nearest to `source` on the way to a tensor."""
+    found = None
+    pending, seen = [tensor], {tensor, source}
+    while pending:
+        position = groups.scope.producer(pending.pop(0))
+        if position is not None:
+            found = position if position in groups.blocked else found
+            inputs = [name for name in groups.data_inputs(position) if name not in seen]
+            seen.update(inputs)
+            pending += inputs
+    return found
+
+
+def _origins(groups: Groups, tensor: str) -> dict[str, int | None]:
+    """Tensors that one follows from, within a bounded number of nodes, each with a weighted node that uses it."""
+    origins: dict[str, int | None] = {tensor: None}
+    pending, weighted = [tensor], None
+    for name in pending:
+        position = groups.scope.producer(name)
+        if position is None or len(pending) > _SEARCHED:
+            continue
+        node = groups.scope.nodes[position]
+        weighted = position if node.op_type in WEIGHTED else weighted
+        for source in node.input:
+            if source and source not in origins and groups.scope.constants.find(source) is None:
+                origins[source] = weighted
+                pending.append(source)
+    return origins

@@ -210,9 +210,7 @@ def _average_pool(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         return Refusal("divides by less at the border (count_include_pad is 0)")
     if attributes.get("ceil_mode", 0):
         extents = static_extents(scope, node.input[0], len(axes))
-        if not all(
-            n and (n - 1 + axis.slack) % axis.stride == 0 for n, axis in zip(extents, axes, strict=True)
-        ):
+        if not all(_divides(axis, extent) for axis, extent in zip(axes, extents, strict=True)):
             return Refusal("rounds its output extent up (ceil_mode), so its last window is partial")
     geometry = Window(axes=axes)
     return Lifted(node.input[0], geometry, lambda: kernel.average(geometry), (_op("avgpool", geometry),))

@@ -31,7 +31,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         found = derive(groups, merge)
         if isinstance(found, Refusal):
             blocker = _unfit_conv(groups, candidate)
-            message = f"{blocker or 'the merged weight'} {found.reason}"
+            message = f"{blocker or 'its merged weight'} {found.reason}"
             return Remark(Outcome.REFUSED, scope.name(candidate.root), message, blocker, scope.label)
         derived.append(found)
     nodes = _nodes(groups, candidate, derived, patch)
