@@ -1,6 +1,6 @@
 """Measuring which of two models is faster, and how sure that is.
 
-Both are loaded once and run in turn, so that whatever slows the machine slows both. Each round gives one
+Both are loaded and run in turn, so that whatever slows the machine slows both. Each round gives one
 ratio of two neighbouring times; the median of these has an interval that needs no assumption about their
 distribution (order statistics: the number of ratios below the true median is binomial with p = 1/2).
 """
@@ -17,10 +17,14 @@ from repfuse.errors import BadInputError
 from repfuse.inputs import make_inputs
 
 LEAST_ROUNDS = 10
-"""Measured even if the models are too slow for the time budget; fewer than 6 have no 95 % interval."""
+"""Measured at each loading even if that takes longer than the budget; fewer than 6 have no 95 % interval."""
 
-MOST_ROUNDS = 5000
+MOST_ROUNDS = 2000
 """More would narrow the interval below what repeating the whole measurement changes."""
+
+LOADS = 3
+"""How often both models are loaded anew, if that does not take longer than measuring: where in memory a session
+lies makes it faster or slower by a few percent for as long as it lives."""
 
 WARM_UP_RUNS = 3
 
@@ -77,7 +81,7 @@ def benchmark(
         seed: Chooses the input; it is the same for both.
         input_shapes: Shapes by input name, where the model leaves them open.
         input_data: Arrays by input name, to use instead of drawn ones.
-        seconds: Time to measure for, in all. Slow models take longer: ten rounds are always made.
+        seconds: Time to measure for, in all. Slow models take longer: ten rounds are made at each loading.
         on_progress: Called with what is being run.
 
     Raises:
@@ -90,9 +94,22 @@ def benchmark(
     (feed,) = make_inputs(before, count=1, seed=seed, shapes=input_shapes, data=input_data)
     if on_progress:
         on_progress(f"{runtime.title}: measuring latency")
-    original, fused = (runtime.load(model, threads=threads) for model in (before, after))
-    times = measure(original, fused, feed, seconds=seconds)
-    return summarize(*times, backend=runtime.title, threads=threads)
+    slow: list[float] = []
+    fast: list[float] = []
+    started = time.perf_counter()
+    for number in range(LOADS):
+        swapped = number % 2 == 1
+        sessions = [
+            runtime.load(model, threads=threads)
+            for model in ((after, before) if swapped else (before, after))
+        ]
+        original, fused = reversed(sessions) if swapped else sessions
+        times = measure(original, fused, feed, seconds=seconds / LOADS)
+        slow += times[0]
+        fast += times[1]
+        if time.perf_counter() - started > 2 * seconds:
+            break
+    return summarize(slow, fast, backend=runtime.title, threads=threads)
 
 
 def measure(
