@@ -262,6 +262,8 @@ def _node_cost(lifted: Lifted | None, channels: int, operands: int) -> Cost:
     if lifted is None:
         return cost.pointwise(channels, operands)
     geometry = lifted.window
+    if not lifted.ops:  # an Identity or Dropout, which runtimes remove
+        return Cost()
     if lifted.weight_type:
         return cost.conv(geometry)
     pooled = Window((channels, channels), channels, geometry.axes)

@@ -99,3 +99,9 @@ def test_stays(proto: onnx.ModelProto) -> None:
 def test_a_long_chain_becomes_one_conv() -> None:
     convs = [(draw(3, 3, 1, 1, seed=i) / 3, True, {}) for i in range(60)]
     assert left_after_fusing(chain(*convs)) == 1
+
+
+def test_an_identity_is_no_reason_to_rewrite_a_conv() -> None:
+    nodes = [node("Conv", ["x", "w"], ["t"]), node("Identity", ["t"], ["u"]), node("Dropout", ["u"], ["y"])]
+    proto = model(nodes, {"x": [1, 4, 7, 7]}, ["y"], {"w": SQUARE[:, :4]})
+    assert fuse(proto).model == proto
