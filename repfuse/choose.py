@@ -137,11 +137,14 @@ class _Chooser:
         self, operands: Sequence[Operand], source: str
     ) -> tuple[tuple[Merge, ...], tuple[Operand, ...]]:
         """The merges of one source that pay, and the operands that stay as they are."""
-        clusters = []
-        for operand in operands:
-            form = self.groups.forms(operand.tensor).get(source)
-            if form:
-                clusters.append(_Cluster((operand,), form, self._own_cost(operand, source)))
+        forms = [(operand, self.groups.forms(operand.tensor).get(source)) for operand in operands]
+        known = (form.window.channels for _, form in forms if form and form.window.channels)
+        outputs, _ = next(known, (1, 1))
+        clusters = [
+            _Cluster((operand,), form, self._own_cost(operand, source, outputs))
+            for operand, form in forms
+            if form
+        ]
         clusters = self._agglomerated(clusters, source, others=len(operands) - len(clusters))
         merged = [cluster for cluster in clusters if len(cluster.operands) > 1]
         merges = tuple(Merge(source, cluster.operands, cluster.form.window) for cluster in merged)
@@ -168,17 +171,12 @@ class _Chooser:
             a.operands + b.operands, Form(total, is_weighted=True), _conv_cost(total, alone=alone)
         )
 
-    def _own_cost(self, operand: Operand, source: str) -> Cost:
+    def _own_cost(self, operand: Operand, source: str, channels: int) -> Cost:
         """What the nodes between a source and one operand cost, as far as nothing else needs them."""
         producer = self.groups.scope.producer(operand.tensor)
-        if producer is None or operand.tensor == source:
+        if producer is None or operand.tensor == source or self._uses(operand.tensor) > 1:
             return Cost()
-        channels = self._channels(operand.tensor, source)
         return self._superfluous([producer], frozenset({source}), channels).cost
-
-    def _channels(self, tensor: str, source: str) -> int:
-        known = self.groups.forms(tensor)[source].window.channels
-        return known[0] if known else 1
 
     def _candidate(self, position: int, merges: tuple[Merge, ...], rest: tuple[Operand, ...]) -> Candidate:
         outputs, _ = merges[0].window.channels or (1, 1)

@@ -107,7 +107,7 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
     # Before version 11, Gemm has no optional operand.
-    needed = np.any(exact.bias) or not exact.window.axes
+    needed = np.any(exact.bias) or exact.window.vector
     return Derived(exact.window, _tensor(weight), _tensor(bias) if needed else None)
 
 

@@ -115,6 +115,8 @@ def _gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         return Refusal("has a weight or bias that is computed at run time or can be overridden by a caller")
     if weight.data_type not in FLOATS or _is_dequantized(node.input[1], scope) or attributes.get("transA"):
         return Refusal("has a weight that is not of a float type, or a transposed input")
+    if len(weight.dims) != 2 or (bias and bias.data_type != weight.data_type):
+        return Refusal("has a weight and bias that do not fit together")
     transposed = bool(attributes.get("transB"))
     inputs, outputs = weight.dims[::-1] if transposed else weight.dims
     shift = np.zeros(outputs)
@@ -122,7 +124,7 @@ def _gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         if bias.size not in (1, outputs) or (bias.size > 1 and bias.dims[-1] != outputs):
             return Refusal("has a bias that differs from row to row")
         shift = shift + vector_of(bias, bias.size) * attributes.get("beta", 1.0)
-    geometry = Window((outputs, inputs), 1, biased=bool(np.any(shift != 0)))
+    geometry = Window((outputs, inputs), 1, biased=bool(np.any(shift != 0)), vector=True)
 
     def read() -> EquivalentKernel:
         values = values_of(weight) if transposed else values_of(weight).T

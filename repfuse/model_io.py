@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import onnx
@@ -34,7 +35,7 @@ def load(path: PathLike) -> onnx.ModelProto:
     """
     file = _existing(path)
     with _explained(file, "read"):
-        model = onnx.load(file, load_external_data=False)
+        model = _structure(file)
         check(model, str(file))
         try:
             onnx.load_external_data_for_model(model, str(file.parent))
@@ -77,6 +78,8 @@ def write(model: onnx.ModelProto, path: Path) -> None:
         written = wire.write(model, file)
     if not written:
         too_large = model.ByteSize() > wire.LARGEST
+        if too_large:
+            model = deepcopy(model)  # moving weights out of a model changes it
         onnx.save(model, path, save_as_external_data=too_large, location=path.name + ".data")
 
 
@@ -89,12 +92,15 @@ def copy(source: PathLike, target: PathLike) -> None:
     file = _existing(source)
     with _explained(file, "read"), staged(target) as temporary:
         shutil.copyfile(file, temporary)
-        for name in _external_files(onnx.load(file, load_external_data=False)):
+        for name in _external_files(_structure(file)):
             data = file.parent / name
             if data.resolve().parent != file.parent.resolve():
                 raise BadInputError(f"{file}: external data '{name}' is not beside the model; move it there")
-            if not (Path(target).parent / name).exists():
+            beside = Path(target).parent / name
+            if not beside.exists():
                 shutil.copyfile(_existing(data), temporary.parent / name)
+            elif not beside.samefile(data):
+                raise BadInputError(f"{beside}: is another model's data, it seems; choose another folder")
 
 
 @contextlib.contextmanager
@@ -108,8 +114,9 @@ def staged(path: PathLike) -> Iterator[Path]:
         BadInputError: The target's folder does not exist or cannot be written.
     """
     target = Path(path)
-    if target.is_dir():
-        raise BadInputError(f"{target}: is a folder; name a file")
+    with _explained(target, "written"):
+        if target.is_dir():
+            raise BadInputError(f"{target}: is a folder; name a file")
     try:
         folder = tempfile.mkdtemp(prefix=f".{target.name}.repfuse-", dir=target.parent)
     except OSError as error:
@@ -138,11 +145,17 @@ def _explained(path: Path, verb: str) -> Iterator[None]:
 
 def _existing(path: PathLike) -> Path:
     file = Path(path)
-    if file.is_dir():
-        raise BadInputError(f"{file}: is a folder; name an .onnx file")
-    if not file.exists():
-        raise BadInputError(f"{file}: no such file")
+    with _explained(file, "read"):
+        if file.is_dir():
+            raise BadInputError(f"{file}: is a folder; name an .onnx file")
+        if not file.exists():
+            raise BadInputError(f"{file}: no such file")
     return file
+
+
+def _structure(file: Path) -> onnx.ModelProto:
+    """Read a model without its external data; in protobuf's format, whatever the file is called."""
+    return onnx.load(file, format="protobuf", load_external_data=False)
 
 
 def _external_files(model: onnx.ModelProto) -> set[str]:

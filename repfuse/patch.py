@@ -147,6 +147,7 @@ def _uses(scopes: Iterable[Scope]) -> dict[int, Counter[str]]:
     for scope in scopes:
         for name in (*scope.outputs, *(name for node in scope.nodes for name in node.input)):
             uses[id(_home(scope, name))][name] += 1
+        uses[id(scope)].update(scope.trained)
     return uses
 
 

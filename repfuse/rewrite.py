@@ -88,13 +88,13 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
 
 
 def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> NodeProto:
-    """A Conv; or a Gemm, if there are no spatial axes."""
+    """A Conv; or a Gemm, if it acts on vectors."""
     axes = derived.window.axes
-    name = patch.fresh(f"{stem}/fused_{'conv' if axes else 'gemm'}")
+    name = patch.fresh(f"{stem}/fused_{'gemm' if derived.window.vector else 'conv'}")
     inputs = [merge.source, patch.add_constant(groups.scope, f"{name}.weight", derived.weight)]
     if derived.bias is not None:
         inputs.append(patch.add_constant(groups.scope, f"{name}.bias", derived.bias))
-    if not axes:
+    if derived.window.vector:
         return helper.make_node("Gemm", inputs, [name], name=name, transB=1)
     return helper.make_node(
         "Conv",

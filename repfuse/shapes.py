@@ -28,9 +28,13 @@ def of_value(entry: onnx.ValueInfoProto) -> Shape | None:
     if not entry.type.tensor_type.HasField("shape"):
         return None
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-        for dim in entry.type.tensor_type.shape.dim
+        dim.dim_param or None if _is_open(dim) else dim.dim_value for dim in entry.type.tensor_type.shape.dim
     )
+
+
+def _is_open(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether an extent is not known: some exporters write -1 for that."""
+    return not dim.HasField("dim_value") or dim.dim_value < 1
 
 
 def _structure(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -43,6 +47,10 @@ def _structure(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(source.input)
     graph.output.extend(source.output)
     graph.value_info.extend(source.value_info)
+    for entry in (*graph.input, *graph.output, *graph.value_info):
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and _is_open(dim):
+                dim.ClearField("dim_value")  # shape inference computes with what stands there
     known = {entry.name for entry in source.input}
     for tensor in source.initializer:
         _add_constant(graph, tensor, tensor.name, known)

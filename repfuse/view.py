@@ -10,7 +10,7 @@ The main graph, the bodies of If, Loop and Scan, and model-local functions are a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx
@@ -35,9 +35,10 @@ class Scope:
         nodes: Its nodes, in the model's order (which ONNX wants topologically sorted).
         opset: The version of the default operator set.
         constants: What is constant.
-        kept: Tensors that must stay: the graph's outputs and what subgraphs capture.
+        kept: Tensors that must stay: the graph's outputs, what subgraphs capture and what training uses.
         around: The enclosing graph's scope, None at the top.
         shape_of: Gives a tensor's shape, None where it is unknown.
+        trained: Tensors to which the model's training information refers.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Scope:
     kept: frozenset[str]
     around: Scope | None
     shape_of: Callable[[str], shapes.Shape | None]
+    trained: frozenset[str] = frozenset()
 
     def producer(self, tensor: str) -> int | None:
         """The position of the node that computes a tensor; None for an input or a constant."""
@@ -114,11 +116,21 @@ def scopes(model: ModelProto) -> list[Scope]:
         return inferred.get(tensor)
 
     main = _graph_scope(model, model.graph, "", None, model.opset_import, shape_of)
+    trained = frozenset(_trained(model))
+    main = replace(main, kept=main.kept | trained, trained=trained)
     found = [main, *_inside(model, main)]
     for function in model.functions:
         scope = _function_scope(function)
         found += [scope, *_inside(model, scope)]
     return found
+
+
+def _trained(model: ModelProto) -> Iterator[str]:
+    """Names of the main graph's tensors that the model's training information refers to."""
+    for info in model.training_info:
+        yield from captured(info.initialization) | captured(info.algorithm)
+        for binding in (*info.initialization_binding, *info.update_binding):
+            yield from (binding.key, binding.value)
 
 
 def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:

@@ -74,6 +74,7 @@ class Window:
         axes: The spatial axes; empty for a pointwise op, which works at any rank.
         biased: Whether the constant part may be other than zero.
         fixed: Whether this holds only for the static input extent that the model declares.
+        vector: Whether it acts on tensors without spatial axes only, as Gemm does.
     """
 
     channels: tuple[int, int] | None = None
@@ -81,6 +82,7 @@ class Window:
     axes: tuple[Axis, ...] = ()
     biased: bool = False
     fixed: bool = False
+    vector: bool = False
 
     @property
     def depthwise(self) -> bool:
@@ -129,8 +131,13 @@ def compose(first: Window, second: Window) -> Window | Refusal:
             return Refusal("pads with zeros what an op before it computes from across the border")
         if first.biased and b.padded:
             return Refusal("pads with zeros a tensor to which a shift was added, so its border would differ")
-    axes = tuple(_compose_axis(a, b) for a, b in zip(first.axes, second.axes, strict=True))
-    return Window(*_chained(first, second), axes, first.biased or second.biased, first.fixed or second.fixed)
+    return Window(
+        *_chained(first, second),
+        axes=tuple(_compose_axis(a, b) for a, b in zip(first.axes, second.axes, strict=True)),
+        biased=first.biased or second.biased,
+        fixed=first.fixed or second.fixed,
+        vector=first.vector,
+    )
 
 
 def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window | Refusal:
@@ -166,7 +173,8 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
         axes.append(axis)
         fixed = fixed or len({a.slack for a in column}) > 1
     group = math.gcd(*(window.group or (channels[1] if channels else 0) for window in alike))
-    return Window(channels, group, tuple(axes), any(window.biased for window in alike), fixed)
+    biased = any(window.biased for window in alike)
+    return Window(channels, group, tuple(axes), biased, fixed, alike[0].vector)
 
 
 def emittable(window: Window) -> Window:
@@ -187,15 +195,17 @@ def emittable(window: Window) -> Window:
 
 
 def with_rank(window: Window, rank: int) -> Window:
-    """A pointwise window given `rank` spatial axes; any other window as it is."""
-    return window if window.axes else replace(window, axes=(_POINT,) * rank)
+    """A pointwise window for any rank given `rank` spatial axes; any other window as it is."""
+    if window.axes or window.vector:
+        return window
+    return replace(window, axes=(_POINT,) * rank, vector=rank == 0)
 
 
 def _same_rank(windows: Sequence[Window]) -> tuple[Window, ...] | Refusal:
-    ranks = {len(window.axes) for window in windows if window.axes}
+    ranks = {len(window.axes) for window in windows if window.axes or window.vector}
     if len(ranks) > 1:
         return Refusal(f"joins kernels of {' and '.join(map(str, sorted(ranks)))} axes")
-    return tuple(with_rank(window, next(iter(ranks), 0)) for window in windows)
+    return tuple(with_rank(window, *ranks) for window in windows) if ranks else tuple(windows)
 
 
 def _chained(first: Window, second: Window) -> tuple[tuple[int, int] | None, int]:
