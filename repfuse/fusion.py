@@ -84,20 +84,11 @@ def _fuse_in_place(model: ModelProto, known: Sequence[Pattern], say: Callable[[s
     for scope in graphs:
         say("finding groups")
         groups = Groups(scope)
-        families: dict[Merge, Pattern | None] = {}
-
-        def fits(
-            merge: Merge, groups: Groups = groups, families: dict[Merge, Pattern | None] = families
-        ) -> bool:
-            if merge not in families:
-                families[merge] = match(known, topology(groups, merge))
-            return families[merge] is not None
-
-        chosen = choose(groups, fits)
+        families = _Families(known, groups)
+        chosen = choose(groups, families.has)
         say(f"merging {len(chosen)} groups")
         for candidate in chosen:
-            names = {pattern.name for merge in candidate.merges if (pattern := families[merge])}
-            done = rewrite(groups, candidate, ", ".join(sorted(names)), patch)
+            done = rewrite(groups, candidate, families.names(candidate.merges), patch)
             remarks.append(done if isinstance(done, Remark) else _fused(done))
             if isinstance(done, Edit):
                 edits.append(done)
@@ -105,6 +96,26 @@ def _fuse_in_place(model: ModelProto, known: Sequence[Pattern], say: Callable[[s
     if edits:
         patch.apply()
     return FuseResult(model, tuple(edits), tuple(remarks))
+
+
+class _Families:
+    """Which block family each merge is of; a merge of none of those wanted is not made."""
+
+    def __init__(self, known: Sequence[Pattern], groups: Groups) -> None:
+        self._known = known
+        self._groups = groups
+        self._found: dict[Merge, Pattern | None] = {}
+
+    def of(self, merge: Merge) -> Pattern | None:
+        if merge not in self._found:
+            self._found[merge] = match(self._known, topology(self._groups, merge))
+        return self._found[merge]
+
+    def has(self, merge: Merge) -> bool:
+        return self.of(merge) is not None
+
+    def names(self, merges: Sequence[Merge]) -> str:
+        return ", ".join(sorted({pattern.name for merge in merges if (pattern := self.of(merge))}))
 
 
 def _fused(edit: Edit) -> Remark:
