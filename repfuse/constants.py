@@ -117,8 +117,6 @@ class Constants:
             node = self._producer(current)
             if current in self._foldable:
                 pending.pop()
-            elif current in self._variables:
-                self._foldable[pending.pop()] = False
             elif node is None or _is(node, "Constant") or current in self._initializers:
                 self._foldable[pending.pop()] = self.find(current) is not None
             elif not _deterministic(node):

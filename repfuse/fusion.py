@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from repfuse import model_io
 from repfuse.choose import Merge, choose
+from repfuse.errors import RepfuseError
 from repfuse.explain import refusals
 from repfuse.groups import Groups
 from repfuse.patch import Patch
@@ -64,12 +65,20 @@ def fuse(
     if patterns:
         known = select(known, [Path(name).stem if _is_file(name) else name for name in patterns])
     if isinstance(model, ModelProto):
-        model_io.check(model, "the model")
+        name = "the model"
+        model_io.check(model, name)
         model = copy.deepcopy(model)
     else:
-        say(f"reading {fspath(model)}")
+        name = fspath(model)
+        say(f"reading {name}")
         model = model_io.load(model)
-    return _fuse_in_place(model, known, say)
+    try:
+        return _fuse_in_place(model, known, say)
+    except RepfuseError:
+        raise
+    except Exception:
+        model_io.refuse_invalid(model, name)
+        raise
 
 
 def _is_file(pattern: str) -> bool:

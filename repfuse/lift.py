@@ -325,5 +325,11 @@ def _op(kind: str, geometry: Window, *, depthwise: bool = False) -> Op:
 
 
 def _is_dequantized(name: str, scope: Scope) -> bool:
+    """Whether a weight comes out of a DequantizeLinear, perhaps rearranged on the way."""
     position = scope.producer(name)
+    while position is not None and scope.nodes[position].op_type in _REARRANGING:
+        position = scope.producer(scope.nodes[position].input[0])
     return position is not None and scope.nodes[position].op_type == "DequantizeLinear"
+
+
+_REARRANGING = {"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}

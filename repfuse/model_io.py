@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from repfuse import wire
+from repfuse import shapes, wire
 from repfuse.errors import BadInputError
 
 PathLike = str | os.PathLike[str]
@@ -60,6 +60,18 @@ def check(model: onnx.ModelProto, name: str) -> None:
             f"{onnx.__version__} reads {OLDEST_OPSET} to {newest} (onnx.version_converter converts, "
             "or install a newer onnx)"
         )
+
+
+def refuse_invalid(model: onnx.ModelProto, name: str) -> None:
+    """Ask ONNX's checker about a model that could not be worked on. `name` is what the message calls it.
+
+    Raises:
+        BadInputError: The checker refuses the model, too.
+    """
+    try:
+        onnx.checker.check_model(shapes.structure(model))
+    except (onnx.checker.ValidationError, ValueError, MemoryError, RecursionError) as error:
+        raise BadInputError(f"{name}: not a valid ONNX model: {_first_line(error)}") from error
 
 
 def save(model: onnx.ModelProto, path: PathLike) -> None:

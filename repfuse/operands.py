@@ -16,9 +16,6 @@ from repfuse.window import Axis, Refusal
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 
-LEAST_RANK = 3
-"""Dimensions of the smallest tensor that a Conv takes: batch, channels and one spatial axis."""
-
 _FAR = 2**31 - 1
 """Exporters spell "to the end" of a Slice as this or anything larger."""
 
@@ -55,15 +52,12 @@ def vector_of(constant: Constant, size: int) -> Array:
 
 
 def per_channel(constant: Constant) -> tuple[Array, int] | None:
-    """A constant that broadcasts as a scalar or along axis 1: its values, and the spatial axes it implies.
-
-    A scalar implies none; but one of four axes or more could raise the rank of what it meets.
-    """
+    """A constant that broadcasts as a scalar or along axis 1: its values, and the spatial axes it implies."""
     dims = constant.dims
     if constant.data_type not in FLOATS:
         return None
     if constant.size == 1:
-        return vector_of(constant, 1), len(dims) - 2 if len(dims) > LEAST_RANK else 0
+        return vector_of(constant, 1), 0
     axis = next(i for i, dim in enumerate(dims) if dim > 1) if constant.size else 0
     if not constant.size or dims[axis] != constant.size or axis > 1 or axis == len(dims) - 1:
         return None

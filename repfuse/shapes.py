@@ -17,8 +17,10 @@ _SMALL = 256
 
 def infer(model: onnx.ModelProto) -> dict[str, Shape]:
     """Shapes of the main graph's tensors by name, where ONNX's shape inference finds them."""
-    inferred = onnx.shape_inference.infer_shapes(_structure(model), data_prop=True)
-    graph = inferred.graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(structure(model), data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError, MemoryError):
+        return {}  # what the model declares contradicts itself: nothing is known for sure
     entries = [*graph.input, *graph.value_info, *graph.output]
     return {entry.name: shape for entry in entries if (shape := of_value(entry)) is not None}
 
@@ -37,7 +39,7 @@ def _is_open(dim: onnx.TensorShapeProto.Dimension) -> bool:
     return not dim.HasField("dim_value") or dim.dim_value < 1
 
 
-def _structure(model: onnx.ModelProto) -> onnx.ModelProto:
+def structure(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the model in which each large constant is an input of its shape."""
     copy = onnx.ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions

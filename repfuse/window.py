@@ -172,7 +172,7 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
             return axis
         axes.append(axis)
         fixed = fixed or len({a.slack for a in column}) > 1
-    group = math.gcd(*(window.group or (channels[1] if channels else 0) for window in alike))
+    group = math.gcd(*(window.group for window in alike))
     biased = any(window.biased for window in alike)
     return Window(channels, group, tuple(axes), biased, fixed, alike[0].vector)
 
