@@ -96,12 +96,14 @@ def _obstacle(groups: Groups, operands: Sequence[Operand], *, of: Sequence[Opera
     origins = {operand.tensor: _origins(groups, operand.tensor) for operand in operands}
     weighted = any(form.is_weighted for operand in operands for form in groups.forms(operand.tensor).values())
     for operand in of:
-        end = _end_of_chain(groups, operand.tensor)
         others = {name for each in operands if each.tensor != operand.tensor for name in origins[each.tensor]}
-        if end is None or not origins[operand.tensor].keys() & others:
+        end = _end_of_chain(groups, operand.tensor)
+        if end is None or operand.tensor in others or not origins[operand.tensor].keys() & others:
+            continue
+        position, reason = end
+        if others.intersection(groups.scope.nodes[position].output):  # that node stands before the branches
             continue
         if weighted or any(origin is not None for origin in origins[operand.tensor].values()):
-            position, reason = end
             name = groups.scope.name(position)
             return f"{name} {reason}; it stands between a branch and the join", name
     return None
