@@ -40,7 +40,7 @@ class Cost(NamedTuple):
 def conv(window: Window, *, alone: bool = False) -> Cost:
     """The cost of a Conv with this window; `alone` where no Add follows it."""
     outputs, inputs = window.channels or (1, 1)
-    arithmetic = float(outputs * (inputs // (window.group or 1)) * window.taps)
+    arithmetic = float(window.elements)
     if window.depthwise:
         arithmetic *= DEPTHWISE
         if alone and slow_alone(window):

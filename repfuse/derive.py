@@ -34,11 +34,12 @@ def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
     """Compute the one Conv that a merge amounts to."""
     reader = _Reader(groups, merge.source)
     with np.errstate(all="ignore"):  # what is not finite is refused below
-        branches = [_signed(reader.kernel_of(term.tensor), term.sign) for term in merge.terms]
-        total = kernel.emittable(branches[0] if len(branches) == 1 else reader.sum(branches))
+        exact = [reader.merged(merge)]
     if len(reader.weight_types) != 1:
         return Refusal("mixes weights of different types")
-    return _rounded(total, reader.weight_types.pop())
+    data_type = reader.weight_types.pop()
+    del reader  # what it read may be as large as what it made
+    return _rounded(exact.pop(), data_type)
 
 
 class _Reader:
@@ -49,6 +50,11 @@ class _Reader:
         self._groups = groups
         self._source = source
         self._known: dict[str, EquivalentKernel] = {source: kernel.identity()}
+
+    def merged(self, merge: Merge) -> EquivalentKernel:
+        """The sum of a merge's terms."""
+        branches = [_signed(self.kernel_of(term.tensor), term.sign) for term in merge.terms]
+        return kernel.emittable(branches[0] if len(branches) == 1 else self.sum(branches))
 
     def kernel_of(self, tensor: str) -> EquivalentKernel:
         """The equivalent kernel from the source to `tensor`, which must have a form over that source."""
@@ -98,17 +104,18 @@ def _signed(branch: EquivalentKernel, sign: int) -> EquivalentKernel:
 
 def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     """Round a kernel to a model's type, once."""
-    arrays = [exact.weight, exact.bias]
-    if not all(np.all(np.isfinite(array)) for array in arrays):
+    window = exact.window
+    # Before version 11, Gemm has no optional operand.
+    biased = bool(np.any(exact.bias)) or window.vector
+    if not all(np.all(np.isfinite(array)) for array in (exact.weight, exact.bias)):
         return Refusal("has a weight that is infinite or not a number")
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
     with np.errstate(over="ignore"):
-        weight, bias = (array.astype(dtype) for array in arrays)
+        weight, bias = (array.astype(dtype) for array in (exact.weight, exact.bias))
+    del exact
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
-    # Before version 11, Gemm has no optional operand.
-    needed = np.any(exact.bias) or exact.window.vector
-    return Derived(exact.window, _tensor(weight), _tensor(bias) if needed else None)
+    return Derived(window, _tensor(weight), _tensor(bias) if biased else None)
 
 
 def _tensor(array: Array) -> TensorProto:

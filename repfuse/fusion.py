@@ -11,7 +11,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from repfuse import model_io
-from repfuse.choose import Merge, choose
+from repfuse.choose import Candidate, Merge, choose
 from repfuse.errors import RepfuseError
 from repfuse.explain import refusals
 from repfuse.groups import Groups
@@ -96,15 +96,23 @@ def _fuse_in_place(model: ModelProto, known: Sequence[Pattern], say: Callable[[s
         families = _Families(known, groups)
         chosen = choose(groups, families.has)
         say(f"merging {len(chosen)} groups")
-        for candidate in chosen:
-            done = rewrite(groups, candidate, families.names(candidate.merges), patch)
-            remarks.append(done if isinstance(done, Remark) else _fused(done))
-            if isinstance(done, Edit):
-                edits.append(done)
+        # The largest first: the memory that its arithmetic takes then serves all others.
+        done = {
+            candidate.root: rewrite(groups, candidate, families.names(candidate.merges), patch)
+            for candidate in sorted(chosen, key=_size, reverse=True)
+        }
+        for _, each in sorted(done.items()):
+            remarks.append(each if isinstance(each, Remark) else _fused(each))
+            if isinstance(each, Edit):
+                edits.append(each)
         remarks += refusals(groups, chosen)
     if edits:
         patch.apply()
     return FuseResult(model, tuple(edits), tuple(remarks))
+
+
+def _size(candidate: Candidate) -> int:
+    return max(merge.window.elements for merge in candidate.merges)
 
 
 class _Families:

@@ -108,18 +108,18 @@ class Patch:
         old = self._model.ir_version < FIRST_OVERRIDABLE_IR  # initializers must be inputs, too
         graph = scope.proto
         used = {name for nodes in changes.nodes.values() for node in nodes for name in node.input}
-        tensors = [tensor for tensor in changes.tensors if tensor.name in used]
+        tensors = [tensor for tensor in reversed(changes.tensors) if tensor.name in used]
         if not isinstance(graph, GraphProto) or (old and scope.around is not None):
             constants = [helper.make_node("Constant", [], [t.name], value=t) for t in tensors]
             first = min(changes.nodes)
             changes.nodes[first] = constants + changes.nodes[first]
             return
-        graph.initializer.extend(tensors)
-        if old:
-            graph.input.extend(
-                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-                for tensor in tensors
-            )
+        changes.tensors.clear()
+        while tensors:  # each is let go once it is copied: all of them may be as large as the model
+            tensor = tensors.pop()
+            graph.initializer.append(tensor)
+            if old:
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
     def _remove_initializers(self, scope: Scope, graph: GraphProto, orphans: set[str]) -> None:
         orphaned = {tensor.name for tensor in graph.initializer if tensor.name in orphans}

@@ -100,6 +100,12 @@ class Window:
         return math.prod(axis.kernel for axis in self.axes)
 
     @property
+    def elements(self) -> int:
+        """How many elements its weight has."""
+        outputs, inputs = self.channels or (1, 1)
+        return outputs * (inputs // (self.group or 1)) * self.taps
+
+    @property
     def stride(self) -> int:
         """How many input positions there are for each output position."""
         return math.prod(axis.stride for axis in self.axes)
