@@ -20,10 +20,18 @@ from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
 
 @dataclass
 class _Changes:
-    """What happens to one graph."""
+    """What happens to one graph.
+
+    Attributes:
+        nodes: What takes the place of the node at a position.
+        added: Names of the constants that these use.
+        constants: Those of them that are Constant nodes.
+        dead: Positions of nodes that go.
+    """
 
     nodes: dict[int, list[NodeProto]] = field(default_factory=dict)
-    tensors: list[TensorProto] = field(default_factory=list)
+    added: set[str] = field(default_factory=set)
+    constants: list[NodeProto] = field(default_factory=list)
     dead: set[int] = field(default_factory=set)
 
 
@@ -31,7 +39,7 @@ class Patch:
     """Collects the edits of a model and applies them at once."""
 
     def __init__(self, model: ModelProto, scopes: Sequence[Scope]) -> None:
-        """`scopes`: all graphs of `model`. Nothing is changed before `apply`."""
+        """`scopes`: all graphs of `model`. No node is changed before `apply`."""
         self._model = model
         self._scopes = scopes
         self._changes = {id(scope): _Changes() for scope in scopes}
@@ -47,9 +55,20 @@ class Patch:
         return name
 
     def add_constant(self, scope: Scope, stem: str, tensor: TensorProto) -> str:
-        """Add a constant to a graph; its name is returned."""
+        """Add a constant to a graph; its name is returned.
+
+        An initializer goes into the model at once, not to be held twice: all of them are as large as the model.
+        """
         tensor.name = self.fresh(stem)
-        self._changes[id(scope)].tensors.append(tensor)
+        changes, graph = self._changes[id(scope)], scope.proto
+        changes.added.add(tensor.name)
+        old = self._model.ir_version < FIRST_OVERRIDABLE_IR  # initializers must be inputs, too
+        if not isinstance(graph, GraphProto) or (old and scope.around is not None):
+            changes.constants.append(helper.make_node("Constant", [], [tensor.name], value=tensor))
+            return tensor.name
+        graph.initializer.append(tensor)
+        if old:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         return tensor.name
 
     def replace(self, scope: Scope, position: int, nodes: Sequence[NodeProto]) -> None:
@@ -95,31 +114,17 @@ class Patch:
         vanished = {
             name for name in orphans if scope.producer(name) is None or scope.producer(name) in changes.dead
         }
+        used = {name for nodes in changes.nodes.values() for node in nodes for name in node.input}
+        vanished |= changes.added - used
         if isinstance(proto, GraphProto):
             self._remove_initializers(scope, proto, vanished)
             _remove(proto.quantization_annotation, lambda entry: entry.tensor_name in vanished)
         if changes.nodes:
-            self._add_constants(scope, changes)
+            first = min(changes.nodes)
+            constants = [node for node in changes.constants if node.output[0] in used]
+            changes.nodes[first] = constants + changes.nodes[first]
         _remove(proto.value_info, lambda entry: entry.name in vanished)
         _splice(proto.node, changes)
-
-    def _add_constants(self, scope: Scope, changes: _Changes) -> None:
-        """Add the new tensors: as initializers, or as Constant nodes where a graph cannot have any."""
-        old = self._model.ir_version < FIRST_OVERRIDABLE_IR  # initializers must be inputs, too
-        graph = scope.proto
-        used = {name for nodes in changes.nodes.values() for node in nodes for name in node.input}
-        tensors = [tensor for tensor in reversed(changes.tensors) if tensor.name in used]
-        if not isinstance(graph, GraphProto) or (old and scope.around is not None):
-            constants = [helper.make_node("Constant", [], [t.name], value=t) for t in tensors]
-            first = min(changes.nodes)
-            changes.nodes[first] = constants + changes.nodes[first]
-            return
-        changes.tensors.clear()
-        while tensors:  # each is let go once it is copied: all of them may be as large as the model
-            tensor = tensors.pop()
-            graph.initializer.append(tensor)
-            if old:
-                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
     def _remove_initializers(self, scope: Scope, graph: GraphProto, orphans: set[str]) -> None:
         orphaned = {tensor.name for tensor in graph.initializer if tensor.name in orphans}
