@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from repfuse import cost
-from repfuse.choose import Candidate
+from repfuse.choose import Candidate, Merge
 from repfuse.groups import WEIGHTED, Groups, Operand
 from repfuse.remarks import Outcome, Remark
 from repfuse.window import Refusal
@@ -14,7 +14,9 @@ _SEARCHED = 32
 """How many nodes back from an operand a tensor that the operands of a join share is looked for."""
 
 
-def refusals(groups: Groups, chosen: Sequence[Candidate]) -> list[Remark]:
+def refusals(
+    groups: Groups, chosen: Sequence[Candidate], fits: Callable[[Merge], bool] = lambda _: True
+) -> list[Remark]:
     """A remark for each join whose operands share a source in some way, with a weight on the way, and that stays.
 
     A join of which only some operands were merged has one, too, if another operand follows from their source.
@@ -25,7 +27,7 @@ def refusals(groups: Groups, chosen: Sequence[Candidate]) -> list[Remark]:
         if position not in gone:
             operands, joins = groups.flattened(position)
             gone.update(joins)
-            found.append((position, _reason(groups, operands)))
+            found.append((position, _reason(groups, operands, fits)))
     return [
         Remark(Outcome.REFUSED, groups.scope.name(position), *reason, groups.scope.label)
         for position, reason in sorted(found, key=lambda each: each[0])
@@ -44,11 +46,11 @@ def _left_out(groups: Groups, candidate: Candidate) -> Reason | None:
     return (f"merged in part only: {reason[0]}", reason[1]) if reason else None
 
 
-def _reason(groups: Groups, operands: Sequence[Operand]) -> Reason | None:
-    """Why the operands of a join cannot be merged; None if they are no group."""
+def _reason(groups: Groups, operands: Sequence[Operand], fits: Callable[[Merge], bool]) -> Reason | None:
+    """Why the operands of a join were not merged; None if they are no group."""
     shared = _shared_source(groups, operands)
     if shared is not None:
-        return _why_not_merged(groups, *shared)
+        return _why_not_merged(groups, *shared, fits)
     return _obstacle(groups, operands, of=operands)
 
 
@@ -62,11 +64,15 @@ def _shared_source(groups: Groups, operands: Sequence[Operand]) -> tuple[str, li
     return None
 
 
-def _why_not_merged(groups: Groups, source: str, operands: Sequence[Operand]) -> Reason:
+def _why_not_merged(
+    groups: Groups, source: str, operands: Sequence[Operand], fits: Callable[[Merge], bool]
+) -> Reason:
     windows = [groups.forms(operand.tensor)[source].window for operand in operands]
     total = groups.sum(windows, source)
     if isinstance(total, Refusal):
         return f"cannot be merged: {total.reason}", ""
+    if not fits(Merge(source, tuple(operands), total)):
+        return "is of no pattern that was asked for", ""
     for operand in operands:
         user = _outside_user(groups, operand, source)
         if user:

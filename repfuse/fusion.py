@@ -105,7 +105,7 @@ def _fuse_in_place(model: ModelProto, known: Sequence[Pattern], say: Callable[[s
             remarks.append(each if isinstance(each, Remark) else _fused(each))
             if isinstance(each, Edit):
                 edits.append(each)
-        remarks += refusals(groups, chosen)
+        remarks += refusals(groups, chosen, families.has)
     if edits:
         patch.apply()
     return FuseResult(model, tuple(edits), tuple(remarks))
