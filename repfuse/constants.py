@@ -119,7 +119,7 @@ class Constants:
                 pending.pop()
             elif node is None or _is(node, "Constant") or current in self._initializers:
                 self._foldable[pending.pop()] = self.find(current) is not None
-            elif not _deterministic(node):
+            elif any(self._foldable.get(i) is False for i in node.input) or not _deterministic(node):
                 self._foldable[pending.pop()] = False
             elif current not in expanded:
                 expanded.add(current)

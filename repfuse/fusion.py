@@ -122,10 +122,16 @@ class _Families:
         self._known = known
         self._groups = groups
         self._found: dict[Merge, Pattern | None] = {}
+        self._by_text: dict[tuple[tuple[str, ...], str], Pattern | None] = {}
 
     def of(self, merge: Merge) -> Pattern | None:
         if merge not in self._found:
-            self._found[merge] = match(self._known, topology(self._groups, merge))
+            shape = topology(self._groups, merge)
+            branches, tail = shape.spelled
+            text = tuple(branches), tail  # networks repeat their blocks
+            if text not in self._by_text:
+                self._by_text[text] = match(self._known, shape)
+            self._found[merge] = self._by_text[text]
         return self._found[merge]
 
     def has(self, merge: Merge) -> bool:

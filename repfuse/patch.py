@@ -150,8 +150,12 @@ def _uses(scopes: Iterable[Scope]) -> dict[int, Counter[str]]:
     scopes = list(scopes)
     uses: dict[int, Counter[str]] = {id(scope): Counter() for scope in scopes}
     for scope in scopes:
-        for name in (*scope.outputs, *(name for node in scope.nodes for name in node.input)):
-            uses[id(_home(scope, name))][name] += 1
+        names = [*scope.outputs, *(name for node in scope.nodes for name in node.input)]
+        if scope.around is None:
+            uses[id(scope)].update(names)
+        else:
+            for name in names:
+                uses[id(_home(scope, name))][name] += 1
         uses[id(scope)].update(scope.trained)
     return uses
 

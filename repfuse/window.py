@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Refusal:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(NamedTuple):
     """One spatial axis of a window. Extents and positions count elements of the input."""
 
     kernel: int = 1
@@ -160,6 +159,8 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
     Returns:
         The window, or why there is none.
     """
+    if not extents and all(window == windows[0] for window in windows):
+        return windows[0]
     alike = _same_rank(windows)
     if isinstance(alike, Refusal):
         return alike
@@ -190,8 +191,7 @@ def emittable(window: Window) -> Window:
         before = max(0, -(axis.begin // axis.dilation)) if axis.begin < 0 else 0
         after = max(0, -(axis.end // axis.dilation)) if axis.end < 0 else 0
         axes.append(
-            replace(
-                axis,
+            axis._replace(
                 kernel=axis.kernel + before + after,
                 begin=axis.begin + before * axis.dilation,
                 end=axis.end + after * axis.dilation,
@@ -247,9 +247,9 @@ def _compose_axis(a: Axis, b: Axis) -> Axis:
     )
 
 
-def _add_axes(column: Sequence[Axis], extent: int | None) -> Axis | Refusal:
+def _add_axes(column: tuple[Axis, ...], extent: int | None) -> Axis | Refusal:
     first = column[0]
-    if all(axis == first for axis in column):
+    if column.count(first) == len(column):
         return first
     strides = sorted({axis.stride for axis in column})
     if len(strides) > 1:

@@ -104,11 +104,10 @@ def test_the_window_says_which_input_each_tap_reads(case: tuple[EquivalentKernel
 def _passing(first: Axis, second: Axis, *, biased: bool) -> tuple[Axis, Axis]:
     """Make two axes composable: `second` does not pad a shift, nor what `first` computes from the input."""
     if biased:
-        return first, replace(second, begin=min(0, second.begin), end=min(0, second.end))
+        return first, second._replace(begin=min(0, second.begin), end=min(0, second.end))
     begin = max(first.begin, first.reach - first.stride + 1) if second.begin > 0 else first.begin
-    return replace(
-        first, begin=begin, end=max(first.end, first.reach) if second.end > 0 else first.end
-    ), second
+    end = max(first.end, first.reach) if second.end > 0 else first.end
+    return first._replace(begin=begin, end=end), second
 
 
 @st.composite
@@ -145,7 +144,7 @@ def test_compose(case: tuple[EquivalentKernel, EquivalentKernel, Array]) -> None
 @given(AXES, AXES, st.booleans(), SEEDS)
 def test_compose_refuses_what_no_conv_computes(a: Axis, b: Axis, biased: bool, seed: int) -> None:
     """A Conv does not know of the border between the two: it goes on with `first` where `second` pads."""
-    b = replace(b, stride=1)  # else it may skip the place that differs, and is refused all the same
+    b = b._replace(stride=1)  # else it may skip the place that differs, and is refused all the same
     random = np.random.default_rng(seed)
     first, second = weighted(Window(axes=(a,), biased=biased), random), weighted(Window(axes=(b,)), random)
     same = []
@@ -214,7 +213,7 @@ def branches(draw: st.DrawFn, *, static: bool) -> tuple[list[EquivalentKernel], 
 
 
 def _of_slack(axis: Axis, stride: int, slack: int) -> Axis:
-    return replace(axis, stride=stride, end=slack + axis.reach - axis.begin)
+    return axis._replace(stride=stride, end=slack + axis.reach - axis.begin)
 
 
 def sum_of(convs: Sequence[EquivalentKernel], x: Array) -> Array:
@@ -292,7 +291,7 @@ def test_average(case: tuple[EquivalentKernel, Array]) -> None:
     """AveragePool where it divides by the number of taps everywhere; its padding is below the kernel's extent."""
     conv, x = case
     axes = tuple(
-        replace(axis, begin=min(max(0, axis.begin), axis.reach), end=min(max(0, axis.end), axis.reach))
+        axis._replace(begin=min(max(0, axis.begin), axis.reach), end=min(max(0, axis.end), axis.reach))
         for axis in conv.window.axes
     )
     assume(all(fits(axis, extent) for axis, extent in zip(axes, x.shape[2:], strict=True)))
