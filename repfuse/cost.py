@@ -17,13 +17,15 @@ DEPTHWISE = 2.0
 MOVED = 3.0
 """An element read or written. Runtimes fuse an Add into the Conv before it, so it costs less than its traffic."""
 
-CAUTION = 0.25
+CAUTION = 1.0
 """What must be gained, beside its own cost, for each multiply-add that a rewrite adds: estimates err."""
 
 SLOW_ALONE = 13
 """The kernel extent that OpenVINO's depthwise Conv (2026.4, AVX-512) runs 2.4 times slower when no Add follows."""
 
 _SLOW_ALONE_FACTOR = 2.4
+_SLOW_ALONE_CHANNELS = 48
+"""Up to so many channels it runs as fast as others do."""
 
 
 class Cost(NamedTuple):
@@ -50,7 +52,9 @@ def conv(window: Window, *, alone: bool = False) -> Cost:
 
 def slow_alone(window: Window) -> bool:
     """Whether a runtime is known to be slow on this Conv where no Add follows it."""
-    return window.depthwise and [axis.kernel for axis in window.axes] == [SLOW_ALONE] * 2
+    channels, _ = window.channels or (0, 0)
+    many = channels > _SLOW_ALONE_CHANNELS
+    return many and window.depthwise and [axis.kernel for axis in window.axes] == [SLOW_ALONE] * 2
 
 
 def pointwise(channels: int, operands: int = 1) -> Cost:

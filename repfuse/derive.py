@@ -63,7 +63,7 @@ class _Reader:
             current = pending[-1]
             position = self._groups.scope.producer(current)
             assert position is not None or current in self._known
-            inputs = () if position is None else self._groups.data_inputs(position)
+            inputs = () if position is None else self._inputs(position)
             missing = [name for name in inputs if name not in self._known]
             if current in self._known:
                 pending.pop()
@@ -75,6 +75,11 @@ class _Reader:
                 pending.pop()
         return self._known[tensor]
 
+    def _inputs(self, position: int) -> tuple[str, ...]:
+        if position in self._groups.joins:  # all of a tree of joins at once: each sum is an array as large
+            return tuple(operand.tensor for operand in self._groups.flattened(position)[0])
+        return self._groups.data_inputs(position)
+
     def sum(self, branches: Sequence[EquivalentKernel]) -> EquivalentKernel:
         """Add up branches, whose windows are known to have a sum."""
         window = self._groups.sum([branch.window for branch in branches], self._source)
@@ -84,7 +89,7 @@ class _Reader:
     def _apply(self, position: int) -> EquivalentKernel:
         lifted = self._groups.lifted.get(position)
         if lifted is None:
-            operands = self._groups.joins[position]
+            operands, _ = self._groups.flattened(position)
             branches = [_signed(self._known[operand.tensor], operand.sign) for operand in operands]
             return self.sum(branches)
         if lifted.weight_type:

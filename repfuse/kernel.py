@@ -97,10 +97,18 @@ def add(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel
         window: The sum's geometry, which `window.add` gives.
     """
     outputs, inputs = window.channels or (1, 1)
-    weight = np.zeros((outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes)))
+    shape = (outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes))
+    # The first branch as large as the sum is copied: writing zeros to add it to them would take longer.
+    full = next((each for each in kernels if _covers(each.window, window)), None)
+    weight = np.zeros(shape) if full is None else full.weight.astype(np.float64).reshape(shape)
     for kernel in kernels:
-        _accumulate(weight, window, kernel)
+        if kernel is not full:
+            _accumulate(weight, window, kernel)
     return EquivalentKernel(window, weight, sum((kernel.bias for kernel in kernels), np.zeros(outputs)))
+
+
+def _covers(part: Window, whole: Window) -> bool:
+    return (part.channels, part.group, part.axes) == (whole.channels, whole.group, whole.axes)
 
 
 def emittable(kernel: EquivalentKernel) -> EquivalentKernel:

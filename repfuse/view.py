@@ -78,29 +78,23 @@ class Scope:
         return frozenset(names)
 
     @cached_property
-    def _view(self) -> gs.Graph:
-        graph = GraphProto(name="skeleton")
-        graph.node.extend(
-            NodeProto(
-                name=str(i), op_type=node.op_type, domain=node.domain, input=node.input, output=node.output
-            )
-            for i, node in enumerate(self.nodes)
-        )
-        return gs.import_onnx(
-            ModelProto(ir_version=8, graph=graph, opset_import=[onnx.OperatorSetIdProto(version=self.opset)])
-        )
+    def _tensors(self) -> Mapping[str, gs.Variable]:
+        """The tensors of an onnx-graphsurgeon graph that holds names and operators only."""
+        names = {name for node in self.nodes for name in (*node.input, *node.output)}
+        tensors = {name: gs.Variable(name) for name in names}
+        for position, node in enumerate(self.nodes):
+            inputs, outputs = ([tensors[name] for name in side] for side in (node.input, node.output))
+            gs.Node(op=node.op_type, name=str(position), inputs=inputs, outputs=outputs)
+        tensors.pop("", None)
+        return tensors
 
     @cached_property
     def _producers(self) -> Mapping[str, int]:
-        return {
-            tensor.name: int(node.name) for node in self._view.nodes for tensor in node.outputs if tensor.name
-        }
+        return {name: int(tensor.inputs[0].name) for name, tensor in self._tensors.items() if tensor.inputs}
 
     @cached_property
     def _consumers(self) -> Mapping[str, Sequence[int]]:
-        return {
-            name: [int(node.name) for node in tensor.outputs] for name, tensor in self._view.tensors().items()
-        }
+        return {name: [int(node.name) for node in tensor.outputs] for name, tensor in self._tensors.items()}
 
 
 def scopes(model: ModelProto) -> list[Scope]:

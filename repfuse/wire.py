@@ -28,8 +28,8 @@ def write(model: ModelProto, file: BinaryIO) -> bool:
     graph = model.graph
     if any(UnknownFieldSet(message) for message in (model, graph, *graph.initializer)):
         return False
-    before, after = _around(model, "graph")
-    start, end = _around(graph, "initializer")
+    before, after, _ = _around(model, "graph")
+    start, end, _ = _around(graph, "initializer")
     tensors = [_tensor(tensor) for tensor in graph.initializer]
     size = len(start) + len(end) + sum(len(head) + data + len(tail) for head, data, tail in tensors)
     if len(before) + size + len(after) > LARGEST:
@@ -46,22 +46,25 @@ def write(model: ModelProto, file: BinaryIO) -> bool:
 
 def _tensor(tensor: TensorProto) -> tuple[bytes, int, bytes]:
     """An initializer as its graph holds it: what stands before its `raw_data`, their size, and what follows."""
-    data = len(tensor.raw_data)
-    head, tail = _around(tensor, "raw_data")
+    head, tail, raw = _around(tensor, "raw_data")
+    data = len(raw or b"")
     if tensor.HasField("raw_data"):
         head += _header(tensor, "raw_data", data)
     return _header(GraphProto, "initializer", len(head) + data + len(tail)) + head, data, tail
 
 
-def _around(message: Any, field: str) -> tuple[bytes, bytes]:
-    """Serialize the fields of a message that stand before and after one of them."""
+def _around(message: Any, field: str) -> tuple[bytes, bytes, Any]:
+    """Serialize the fields of a message that stand before and after one of them; and give that one's value."""
+    found = None
     place = message.DESCRIPTOR.fields_by_name[field].number
     before, after = bytearray(), bytearray()
     for descriptor, value in message.ListFields():
         if descriptor.number != place:
             part = before if descriptor.number < place else after
             part += _alone(type(message), descriptor.name, value)
-    return bytes(before), bytes(after)
+        else:
+            found = value
+    return bytes(before), bytes(after), found
 
 
 def _alone(kind: Any, field: str, value: Any) -> bytes:
