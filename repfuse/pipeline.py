@@ -20,6 +20,7 @@ from rich.text import Text
 from repfuse import __version__, model_io, report
 from repfuse.backends import Array, BackendError, backends_named
 from repfuse.bench import benchmark
+from repfuse.blockcheck import check_blocks
 from repfuse.errors import BadInputError, VerificationError
 from repfuse.fusion import fuse
 from repfuse.inputs import load_input_data, parse_input_shape, resolve_inputs
@@ -148,6 +149,10 @@ def _fuse(options: Options, found: Report, voice: Voice) -> None:
         with voice.doing("Fusing") as tell:
             changed = _write_fused(options, found, fused, tell)
         voice.say(report.groups(found.edits, found.remarks, verbose=options.verbose))
+        if found.blocks:
+            voice.say("", report.blocks(found.blocks))
+            if not all(block.passed for block in found.blocks):
+                raise VerificationError(report.bad_blocks(found.blocks))
         if changed:
             _check(options, feeding, found, fused, voice)
         else:
@@ -170,13 +175,15 @@ def _destination(options: Options) -> Iterator[Path]:
 
 
 def _write_fused(options: Options, found: Report, fused: Path, tell: Tell) -> bool:
-    """Fuse, and write the model; it is let go of then, since all that follows reads it from the file.
+    """Fuse, run each block by itself, and write the model; what follows reads it from the file.
 
     Returns:
         Whether anything was fused; if not, nothing is written.
     """
     result = fuse(options.source, patterns=options.patterns or None, on_progress=tell)
     found.edits, found.remarks = result.edits, result.remarks
+    if result.changed and not options.no_verify:
+        found.blocks = check_blocks(model_io.load(options.source), result, on_progress=tell)
     if result.changed:
         tell("writing")
         model_io.write(result.model, fused)

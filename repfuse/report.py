@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repfuse.bench import Benchmark
+from repfuse.blockcheck import BlockCheck
 from repfuse.patterns import Pattern
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.stats import Stats
@@ -48,6 +49,7 @@ class Report:
         remarks: What was found: fused, or refused and why.
         before: The size of the original.
         after: The size of the fused model; None where nothing was fused.
+        blocks: How each rewritten block compares, run by itself; empty where they were not run.
         verification: How the outputs compare; None where they were not compared.
         benchmarks: Latencies, one entry for each backend.
         notes: What else a reader ought to know, in sentences.
@@ -60,6 +62,7 @@ class Report:
     remarks: Sequence[Remark] = ()
     before: Stats | None = None
     after: Stats | None = None
+    blocks: Sequence[BlockCheck] = ()
     verification: Verification | None = None
     benchmarks: list[Benchmark] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -144,6 +147,29 @@ def note(text: str) -> RenderableType:
     return Text(text, "yellow")
 
 
+def blocks(checks: Sequence[BlockCheck]) -> RenderableType:
+    """How the rewritten blocks compare with the original ones, each run by itself."""
+    run = [check.error_ulp for check in checks if not check.skipped]
+    lines = []
+    if run:
+        text = f"{_count(len(run), 'block')} run alone in float64, before and after: off by"
+        lines.append(Text(f"{text} {max(run):.2f} of what rounding weights allows, at most"))
+    for reason, count in Counter(check.skipped for check in checks if check.skipped).items():
+        lines.append(Text(f"{_count(count, 'block')} not run alone: {reason}"))
+    return Group(*lines)
+
+
+def bad_blocks(checks: Sequence[BlockCheck]) -> str:
+    """Which blocks do not compute what the original ones do, one line for each."""
+    head = "a fused block does not match the original one, so nothing was written; please report this"
+    bad = (
+        f"'{check.edit.output}' ({check.edit.pattern}): off by {check.error_ulp:.2g} of what rounding allows"
+        for check in checks
+        if not check.passed
+    )
+    return "\n  ".join([head, *bad])
+
+
 def failure(verification: Verification) -> str:
     """Why a verification failed, one line for each output or backend."""
     reasons = [f"{note.backend}: cannot run the fused model: {note.reason}" for note in verification.failures]
@@ -195,6 +221,7 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
             "edits": report.edits,
             "remarks": report.remarks,
             "size": {"before": report.before, "after": report.after},
+            "blocks": report.blocks,
             "verification": report.verification,
             "latency": report.benchmarks,
             "notes": report.notes,

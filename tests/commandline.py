@@ -99,3 +99,8 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setattr(pipeline, "fuse", spoil)
+
+
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no block be run by itself, so that the outputs of the whole model must show what is wrong."""
+    monkeypatch.setattr(pipeline, "check_blocks", lambda *_, **__: ())

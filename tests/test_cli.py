@@ -88,8 +88,30 @@ def test_external_data_go_along(folder: Path) -> None:
     np.testing.assert_allclose(run("sub/out.onnx", x), run("in.onnx", x), rtol=1e-5)
 
 
+def test_a_wrong_block_is_named_and_nothing_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong(monkeypatch)
+    Path("out.onnx").write_text("old")
+    result = repfuse("in.onnx", "out.onnx", *FAST, "--json", "report.json")
+    assert result.exit_code == 1
+    assert Path("out.onnx").read_text() == "old"
+    assert files(folder) == ["in.onnx", "out.onnx", "report.json"]
+    for words in ("Error: a fused block does not match", "nothing was written", "'y' (RepConv): off by"):
+        assert words in result.stderr
+    written = json.loads(Path("report.json").read_text())
+    assert (written["written"], [block["passed"] for block in written["blocks"]]) == (False, [False])
+
+
+def test_each_block_is_run_by_itself(folder: Path) -> None:
+    result = repfuse("in.onnx", "out.onnx", *FAST, "--json", "report.json")
+    assert "1 block run alone in float64" in result.stdout
+    (block,) = json.loads(Path("report.json").read_text())["blocks"]
+    assert block["passed"] and block["error_ulp"] <= 1.001
+    assert "run alone" not in repfuse("in.onnx", "out.onnx", *FAST, "--no-verify").stdout
+
+
 def test_a_wrong_result_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong(monkeypatch)
+    unchecked(monkeypatch)
     Path("out.onnx").write_text("old")
     result = repfuse("in.onnx", "out.onnx", *FAST, "--json", "report.json")
     assert result.exit_code == 1
@@ -110,6 +132,7 @@ def test_a_wrong_result_is_not_written(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_tolerance_that_is_named_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong(monkeypatch)
+    unchecked(monkeypatch)
     rtol = repfuse("in.onnx", "out.onnx", *FAST).stderr.split("--rtol ")[1].split()[0]
     assert repfuse("in.onnx", "out.onnx", *FAST, "--rtol", rtol).exit_code == 0
     assert repfuse("in.onnx", "out.onnx", *FAST, "--rtol", str(float(rtol) / 2)).exit_code == 1

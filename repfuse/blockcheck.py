@@ -1,0 +1,304 @@
+"""Each replaced block by itself: what the original's own nodes compute against what the new ones do, in float64.
+
+Both sides are affine in the tensors that they read, so a few inputs tell whether they are one function: zero
+shows the biases, impulses single taps, dense noise all of them at once. Small maps do, as long as they have both
+borders, room for each tap and every stride phase. What the network does around a block plays no part, so a deep
+one with random weights, which answers alike to everything, hides nothing here.
+
+The judge shares no algebra with what it judges. The original's side is cut out of the model as it was and run by
+ONNX's reference implementation. A deviation is measured in what rounding every merged weight and bias once, to
+the nearest value of its type, can cause at that output:
+
+    y' - y = sum_i d_i x_i + d,  |d_i| <= ulp(W_i) / 2,  so  |y' - y| <= sum_i ulp(W_i) |x_i| / 2 + ulp(b) / 2
+
+Where many weights meet dense noise that is far more than ever happens. The signs of the noise are independent of
+each other and of d, so by Hoeffding's inequality `8 sqrt(sum_i (ulp(W_i) x_i / 2)^2)` is exceeded once in 4e13
+times, however the d_i depend on each other; the smaller of both bounds counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper
+
+from repfuse.part import Array, Graph, Part, UnrunnableError, wide
+from repfuse.remarks import Edit, label
+from repfuse.view import scopes
+
+if TYPE_CHECKING:
+    from repfuse.fusion import FuseResult
+
+Sizes = Mapping[str, tuple[int, ...]]
+"""The extents of each source, channels first, without the batch."""
+
+LIMIT = 1.001
+"""The largest error that passes. It is 1 but for types that are rounded to by way of another one."""
+
+ARITHMETIC = 2.0**-44
+"""What float64 itself may lose, as a share of the largest value on the way: 500 roundings that all add up."""
+
+_PRECISION = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149), "float64": (53, -1074)}
+"""Of each type: the bits of a significand, and the exponent of the smallest number."""
+
+_HOEFFDING = 8.0
+"""Standard deviations, if all roundings were as large as they can be: see above."""
+
+_PLACES = ((0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (1.0, 1.0))
+"""Where impulses are, as shares of two axes in turn: a corner, two edges, the centre, the corner opposite."""
+
+_NOISE = (1.0, 50.0)
+"""Deviations of dense noise. What only looks linear near zero does not agree on both."""
+
+_LARGEST = 2**25
+"""Elements of a Conv's columns (taps times outputs); a block that can only be run larger is skipped."""
+
+
+@dataclass(frozen=True)
+class BlockCheck:
+    """What came of running one replaced block alone.
+
+    Attributes:
+        edit: The change that was checked.
+        error_ulp: The largest deviation, in units of what rounding the merged weights once can cause at that
+            output: at most 1 where all is right. Infinite where the two sides have different shapes, or the
+            original depends on a tensor that the new nodes do not read. 0 where the check was skipped.
+        passed: Whether both sides compute the same; also where the check was skipped.
+        skipped: Why the block could not be run alone, a sentence; empty where it was.
+    """
+
+    edit: Edit
+    error_ulp: float
+    passed: bool
+    skipped: str = ""
+
+
+def check_blocks(
+    before: ModelProto, result: FuseResult, *, on_progress: Callable[[str], None] | None = None
+) -> tuple[BlockCheck, ...]:
+    """Run each block that was replaced alone, as it was and as it is.
+
+    Args:
+        before: The model as it was given to `repfuse.fuse`, with its weights. It is not changed.
+        result: What `fuse` made of it.
+        on_progress: Told, in a few words, what happens next.
+
+    Returns:
+        One check for each edit, in their order.
+    """
+    say = on_progress or (lambda _: None)
+    old, new = ({scope.label: scope for scope in scopes(model)} for model in (before, result.model))
+    graphs: dict[str, tuple[Graph, Graph]] = {}
+    checks = []
+    for number, edit in enumerate(result.edits, 1):
+        say(f"block {number} of {len(result.edits)}")
+        if edit.graph not in graphs:
+            sides = ((before, old[edit.graph]), (result.model, new[edit.graph]))
+            graphs[edit.graph] = (Graph(*sides[0]), Graph(*sides[1]))
+        checks.append(_checked(edit, *graphs[edit.graph]))
+    return tuple(checks)
+
+
+def _checked(edit: Edit, original: Graph, fused: Graph) -> BlockCheck:
+    try:
+        error = _Block(edit, original, fused).error()
+    except UnrunnableError as reason:
+        return BlockCheck(edit, 0.0, passed=True, skipped=str(reason))
+    return BlockCheck(edit, error, passed=error <= LIMIT)
+
+
+class _Block:
+    """Both sides of one edit, and inputs for them."""
+
+    def __init__(self, edit: Edit, original: Graph, fused: Graph) -> None:
+        self._output = edit.output
+        self._shape_of = original.shape_of
+        added = [n for n in fused.nodes if label(n.op_type, n.name, n.output) in edit.added]
+        made = {name for node in added for name in node.output}
+        if edit.output not in made:
+            raise UnrunnableError("Another edit made do without it.")
+        read = {name for node in added for name in node.input}
+        # All that the new nodes do not compute and that was there before; what is left are their weights.
+        self._inputs = frozenset(name for name in read - made if name in original)
+        before = original.between(self._inputs, edit.output)
+        self._before = before.wide() if before else None
+        after = fused.between(self._inputs, edit.output)
+        assert after is not None
+        self._after = after.wide()
+        self._convs = [_Conv.of(node, after) for node in added if node.op_type in ("Conv", "Gemm")]
+
+    def error(self) -> float:
+        """The largest error; where small maps cannot be run or do not agree, that of the model's own extents.
+
+        Raises:
+            UnrunnableError: The original's side cannot be run.
+        """
+        if self._before is None:
+            return math.inf
+        failure = None
+        try:
+            error = max(map(self._error, self._small_sizes()))
+        except UnrunnableError as reason:
+            error, failure = math.inf, reason
+        # A rewrite may hold for the one extent that the model has, and another extent is none of its concern.
+        static = self._static_sizes() if error > LIMIT else None
+        if static:
+            return self._error(static)
+        if failure:
+            raise failure
+        return error
+
+    def _small_sizes(self) -> Iterator[Sizes]:
+        """Extents that differ by axis and go through every stride phase; outputs of all sources agree."""
+        outputs = np.max([conv.least_outputs() for conv in self._convs], axis=0)
+        outputs += np.arange(len(outputs))
+        for phase in range(max(conv.strides.max(initial=1) for conv in self._convs)):
+            yield {conv.source: (conv.channels, *conv.extents(outputs, phase)) for conv in self._convs}
+
+    def _static_sizes(self) -> Sizes | None:
+        sizes = {}
+        for conv in self._convs:
+            extents = (self._shape_of(conv.source) or ())[2:]
+            known = [extent for extent in extents if isinstance(extent, int)]
+            if not known or len(known) != len(conv.strides):
+                return None
+            if math.prod(known) * conv.columns > _LARGEST:
+                raise UnrunnableError(
+                    f"It holds for an input of {known} only, which is too large to run here."
+                )
+            sizes[conv.source] = (conv.channels, *known)
+        return sizes
+
+    def _error(self, sizes: Sizes) -> float:
+        random = np.random.default_rng(0)
+        sources = {conv.source: conv.inputs(sizes[conv.source], random) for conv in self._convs}
+        largest = max(math.prod(sizes[conv.source][1:]) * conv.columns for conv in self._convs)
+        rows = len(_PLACES) + len(_NOISE) + 1
+        step = max(1, min(rows, _LARGEST // largest))
+        with np.errstate(all="ignore"):  # what is not finite at the end is an infinite error
+            return max(
+                self._error_of({name: value[i : i + step] for name, value in sources.items()}, random)
+                for i in range(0, rows, step)
+            )
+
+    def _error_of(self, sources: dict[str, Array], random: np.random.Generator) -> float:
+        assert self._before is not None
+        try:
+            bound = self._bound(sources)
+            # What is added to the merged Convs is as large as they are.
+            others = self._inputs - sources.keys()
+            feeds = {**sources, **{name: random.normal(size=bound.shape) for name in sorted(others)}}
+            actual = self._after.run(feeds)[self._output]
+        except UnrunnableError:
+            return math.inf
+        values = self._before.run(feeds)
+        expected = values[self._output]
+        if not expected.shape == actual.shape == bound.shape:
+            return math.inf
+        deviation = np.abs(expected - actual)
+        share = deviation / (bound + ARITHMETIC * _largest_of_rows([*feeds.values(), *values.values()]))
+        return float(np.nan_to_num(np.max(share, where=deviation != 0, initial=0), nan=np.inf, posinf=np.inf))
+
+    def _bound(self, sources: Mapping[str, Array]) -> Array:
+        """How far rounding the weights may move each output: the smaller of the module's two bounds."""
+        always, nearly = (
+            sum(conv.rounding(sources[conv.source], power) for conv in self._convs) for power in (1, 2)
+        )
+        return np.asarray(np.minimum(always, _HOEFFDING * np.sqrt(nearly)))
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """A new Conv, or Gemm: how it moves over its source, and how its weights were rounded.
+
+    Attributes:
+        source: What it reads.
+        channels: Of the source.
+        group: How many groups it has.
+        columns: Taps times channels: how much the reference implementation makes of each element.
+        strides: For each axis, as the following are.
+        reach: From the first tap to the last, both counted.
+        begins: The padding before.
+        ends: The padding behind.
+        part: The node alone, with what it rounded off its weight and bias at most in place of these.
+    """
+
+    source: str
+    channels: int
+    group: int
+    columns: int
+    strides: Array
+    reach: Array
+    begins: Array
+    ends: Array
+    part: Part
+
+    @staticmethod
+    def of(node: NodeProto, around: Part) -> _Conv:
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        weight = around.constants[node.input[1]]
+        group = given.get("group", 1)
+        axes = weight.ndim - 2
+        begins, ends = np.reshape(given.get("pads", [0] * (2 * axes)), (2, axes))
+        dilations = np.array(given.get("dilations", [1] * axes), int)
+        return _Conv(
+            source=node.input[0],
+            channels=weight.shape[1] * group,
+            group=group,
+            columns=math.prod(weight.shape[1:]) * group,
+            strides=np.array(given.get("strides", [1] * axes), int),
+            reach=dilations * (np.array(weight.shape[2:], int) - 1) + 1,
+            begins=begins,
+            ends=ends,
+            part=Part(
+                [node], {name: _half_ulp(around.constants[name]) for name in node.input[1:]}, around.imports
+            ),
+        )
+
+    def least_outputs(self) -> Array:
+        """How many outputs there must be along each axis so that each tap meets the map's inside and outside."""
+        extents = np.maximum(self.begins, self.reach - 1 - self.begins) + 3
+        wanted = -(-(extents - self.reach + self.begins + self.ends) // self.strides) + 1  # rounded up
+        return np.asarray(np.maximum(wanted, 2))
+
+    def extents(self, outputs: Array, phase: int) -> tuple[int, ...]:
+        """Of a source that gives so many outputs, and leaves over what `phase` says, differently on each axis."""
+        over = (phase + np.arange(len(outputs))) % self.strides
+        whole = (outputs - 1) * self.strides + self.reach - self.begins - self.ends + over
+        return tuple(int(extent) for extent in np.maximum(whole, 1))
+
+    def inputs(self, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+        """Zero, an impulse in each group at each of `_PLACES`, and noise, shape `(inputs, *shape)`."""
+        rows = np.zeros((1 + len(_PLACES) + len(_NOISE), *shape))
+        width = self.channels // self.group
+        for number, place in enumerate(_PLACES):
+            position = (int(place[axis % 2] * (extent - 1)) for axis, extent in enumerate(shape[1:]))
+            channels = slice(number * width // len(_PLACES), None, width)
+            where: Any = (1 + number, channels, *position)
+            rows[where] = 1
+        for number, deviation in enumerate(_NOISE):
+            rows[-1 - number] = random.normal(0, deviation, shape)
+        return rows
+
+    def rounding(self, source: Array, power: int) -> Array:
+        """The sum, over taps, of the powers of what rounding the weight may change there."""
+        constants = {name: value**power for name, value in self.part.constants.items()}
+        part = Part(self.part.nodes, constants, self.part.imports)
+        return part.run({self.source: np.abs(source) ** power})[self.part.nodes[0].output[0]]
+
+
+def _half_ulp(values: Array) -> Array:
+    """Half the distance between neighbours of a value's type, the most that rounding to it can change."""
+    bits, least = _PRECISION[values.dtype.name]
+    _, exponents = np.frexp(wide(values))
+    return np.asarray(np.ldexp(0.5, np.maximum(exponents - bits, least)))
+
+
+def _largest_of_rows(values: Sequence[Array]) -> Any:
+    """The largest magnitude that any of some tensors, batch first, has in each row; it broadcasts to all."""
+    largest = np.max([np.abs(value).reshape(len(value), -1).max(axis=1) for value in values], axis=0)
+    return largest.reshape(-1, *[1] * (values[-1].ndim - 1))

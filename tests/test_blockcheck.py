@@ -1,0 +1,308 @@
+"""Blocks run alone: what repfuse makes passes, and whatever is done to it is seen."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import weights
+from blocks import build, fold_bn
+from nets import Net
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from repfuse.blockcheck import LIMIT, BlockCheck, check_blocks
+from repfuse.fusion import FuseResult, fuse
+from repfuse.patterns import Example, Pattern, load_patterns
+
+Array = npt.NDArray[Any]
+
+NARROW = sorted((Path(__file__).parent / "models").glob("*-narrow.*.onnx"))
+PATTERNS = {pattern.slug: pattern for pattern in load_patterns()}
+EXAMPLES = [
+    pytest.param(pattern, form(example), id=f"{pattern.slug}-{index}-{form.__name__}")
+    for pattern in PATTERNS.values()
+    for index, example in enumerate(pattern.examples)
+    for form in (replace, fold_bn)
+]
+
+
+def errors(checks: tuple[BlockCheck, ...]) -> list[float]:
+    """What the errors of blocks are, all of which were run."""
+    assert checks
+    assert not [check.skipped for check in checks if check.skipped]
+    assert all(check.passed == (check.error_ulp <= LIMIT) for check in checks)
+    return [check.error_ulp for check in checks]
+
+
+def checked(model: ModelProto) -> list[float]:
+    return errors(check_blocks(model, fuse(model)))
+
+
+@pytest.mark.parametrize(("pattern", "example"), EXAMPLES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_examples_pass_in_every_type(pattern: Pattern, example: Example, dtype: type[np.generic]) -> None:
+    model = build(pattern, example, dtype=dtype)
+    result = fuse(model)
+    if not result.changed:  # what folding left of it is a Conv already, or cheaper as it is
+        assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+        return
+    for error in errors(check_blocks(model, result)):
+        # Weights were rounded, and that is what errors are measured in.
+        assert (0 if dtype is np.float64 else 0.1) <= error <= LIMIT
+
+
+@pytest.mark.parametrize("path", NARROW, ids=lambda path: path.name)
+def test_models_pass(path: Path) -> None:
+    assert max(checked(weights.load(path))) <= LIMIT
+
+
+# What may be wrong with a merged Conv. Each changes the node, its weight or its bias, or says False where there
+# is no such mistake to make.
+Mutation = Callable[[NodeProto, Array, Array], tuple[Array, Array] | bool]
+
+
+def attribute(node: NodeProto, name: str) -> onnx.AttributeProto:
+    return next(each for each in node.attribute if each.name == name)
+
+
+def tap_shifted(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    return weight.shape[-1] > 1 and (np.roll(weight, 1, axis=-1), bias)
+
+
+def transposed(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    square = weight.ndim == 4 and weight.shape[-1] == weight.shape[-2] > 1
+    return square and (weight.swapaxes(-1, -2), bias)
+
+
+def outputs_swapped(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    return len(weight) > 1 and (np.roll(weight, 1, axis=0), bias)
+
+
+def inputs_swapped(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    return weight.shape[1] > 1 and (np.roll(weight, 1, axis=1), bias)
+
+
+def regrouped(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    if weight.shape[1] % 2 or len(weight) % 2:
+        return False
+    attribute(node, "group").i *= 2
+    return weight[:, : weight.shape[1] // 2], bias
+
+
+def moved(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    pads = attribute(node, "pads").ints
+    if not pads[-1]:
+        return False
+    pads[len(pads) // 2 - 1] += 1
+    pads[-1] -= 1
+    return weight, bias
+
+
+def padded(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    attribute(node, "pads").ints[-1] += attribute(node, "strides").ints[-1]
+    return weight, bias
+
+
+def bias_dropped(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    return bool(bias.any()) and (weight, np.zeros_like(bias))
+
+
+def one_bias_off(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    changed = bias.copy()
+    changed[-1] *= 1.01
+    return bool(bias[-1]) and (weight, changed)
+
+
+def one_tap_lost(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    changed = weight.copy()
+    changed.flat[np.abs(weight).argmax()] = 0
+    return changed, bias
+
+
+def scaled(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    return weight * {"float16": 1.01, "float32": 1.000001}[weight.dtype.name], bias
+
+
+MUTATIONS: list[Mutation] = [
+    tap_shifted,
+    transposed,
+    outputs_swapped,
+    inputs_swapped,
+    regrouped,
+    moved,
+    padded,
+    bias_dropped,
+    one_bias_off,
+    one_tap_lost,
+    scaled,
+]
+
+
+def mutant(result: FuseResult, mutation: Mutation, number: int = 0) -> FuseResult | None:
+    """The result with a mistake in a merged Conv; None where it cannot be made."""
+    model = copy.deepcopy(result.model)
+    node = [n for n in model.graph.node if n.op_type == "Conv" and "fused" in n.name][number]
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    weight = numpy_helper.to_array(tensors[node.input[1]])
+    bias = numpy_helper.to_array(tensors[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight))
+    found = mutation(node, weight, bias)
+    if isinstance(found, bool):
+        return None
+    for name, old, new in zip(node.input[1:], (weight, bias), found, strict=False):
+        tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(new, old.dtype), name))
+    return replace(result, model=model)
+
+
+@pytest.mark.parametrize(("pattern", "example"), EXAMPLES[::2])
+def test_every_mutant_is_caught(pattern: Pattern, example: Example) -> None:
+    # At open extents: where a map is smaller than a kernel, there are taps that no input ever meets.
+    assert_all_caught(build(pattern, example, extents=("d", "h", "w")[: example.dims]))
+
+
+@pytest.mark.parametrize("example", PATTERNS["repvgg"].examples, ids=lambda example: example.title)
+def test_every_mutant_of_float16_is_caught(example: Example) -> None:
+    assert_all_caught(build(PATTERNS["repvgg"], example, dtype=np.float16))
+
+
+def assert_all_caught(model: ModelProto) -> None:
+    result = fuse(model)
+    wrong = {mutation.__name__: mutant(result, mutation) for mutation in MUTATIONS}
+    missed = [
+        name for name, each in wrong.items() if each and max(errors(check_blocks(model, each))) <= LIMIT
+    ]
+    assert not missed
+    assert len(wrong) - list(wrong.values()).count(None) >= 5
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_every_kind_of_mutant_can_be_made(mutation: Mutation) -> None:
+    model = build(PATTERNS["repvgg"], PATTERNS["repvgg"].examples[0])
+    assert mutant(fuse(model), mutation)
+
+
+def test_the_bad_block_is_named() -> None:
+    model = build(PATTERNS["repvgg"], PATTERNS["repvgg"].examples[0], repeat=3)
+    wrong = mutant(fuse(model), one_tap_lost, number=1)
+    assert wrong
+    steps: list[str] = []
+    checks = check_blocks(model, wrong, on_progress=steps.append)
+    assert [check.edit for check in checks] == list(wrong.edits)
+    assert [check.passed for check in checks] == [True, False, True]
+    assert steps == ["block 1 of 3", "block 2 of 3", "block 3 of 3"]
+
+
+def test_a_wide_block_of_float16_hides_no_lost_tap() -> None:
+    example = Example("wide", ("conv3x3 bn", "conv1x1 bn"), "", channels=(256, 8))
+    model = build(PATTERNS["repvgg"], example, dtype=np.float16)
+    result = fuse(model)
+    wrong = mutant(result, one_tap_lost)
+    assert wrong
+    assert errors(check_blocks(model, result))[0] <= LIMIT < errors(check_blocks(model, wrong))[0]
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 18])
+@pytest.mark.parametrize("constants", ["initializer", "node", "expression"])
+def test_operators_of_every_version(opset: int, constants: str) -> None:
+    net = Net(opset=opset, ir=3 if opset == 7 else 8, constants=constants, dtype=TensorProto.FLOAT)
+    total = net.add(net.conv_bn(net.x), net.average(net.bn(net.x)), net.node("Dropout", net.x))
+    assert max(checked(net.model(total))) <= LIMIT
+
+
+def test_bfloat16() -> None:
+    net = Net(dtype=TensorProto.BFLOAT16, opset=22)
+    model = net.model(net.repvgg(net.x))
+    result = fuse(model)
+    wrong = mutant(result, one_tap_lost)
+    assert wrong
+    assert errors(check_blocks(model, result))[0] <= LIMIT < errors(check_blocks(model, wrong))[0]
+
+
+def same_upper(extents: tuple[int, int] = (8, 6)) -> ModelProto:
+    net = Net(extents=extents, dtype=TensorProto.FLOAT)
+    total = net.add(
+        net.conv(net.x, 3, stride=2, auto_pad="SAME_UPPER"), net.conv(net.x, 1, stride=2, pads=[0] * 4)
+    )
+    return net.model(total)
+
+
+def test_what_holds_for_the_static_extent_only_is_run_at_that() -> None:
+    model = same_upper()
+    result = fuse(model)
+    assert "static" in result.edits[0].kernel
+    assert errors(check_blocks(model, result))[0] <= LIMIT
+    assert errors(check_blocks(same_upper((9, 7)), result))[0] == math.inf
+    wrong = mutant(result, one_tap_lost)
+    assert wrong and errors(check_blocks(model, wrong))[0] > LIMIT
+
+
+def test_a_static_extent_that_is_too_large_is_skipped() -> None:
+    model = same_upper((4000, 4000))
+    (check,) = check_blocks(model, fuse(model))
+    assert check.passed
+    assert check.skipped == "It holds for an input of [4000, 4000] only, which is too large to run here."
+
+
+def test_what_is_added_to_a_merged_conv_counts() -> None:
+    net = Net(dtype=TensorProto.FLOAT)
+    other = net.input("other", net.channels, (7, 6))
+    merged = net.add(net.conv(net.x), net.conv(net.x, 1))
+    model = net.model(net.node("Sub", merged, net.node("Relu", other)))
+    result = fuse(model)
+    assert errors(check_blocks(model, result))[0] <= LIMIT
+    last = next(node for node in result.model.graph.node if node.op_type == "Sub")
+    last.op_type = "Add"
+    added = (*result.edits[0].added[:-1], result.edits[0].added[-1].replace("Sub", "Add"))
+    assert (
+        errors(check_blocks(model, replace(result, edits=(replace(result.edits[0], added=added),))))[0]
+        > LIMIT
+    )
+
+
+def test_a_weight_that_callers_may_override_is_no_constant() -> None:
+    net = Net()
+    model = net.model(net.repvgg(net.x))
+    result = fuse(model)
+    tensor = model.graph.initializer[0]
+    model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    assert errors(check_blocks(model, result)) == [math.inf]
+
+
+def test_a_relu_between_is_not_overlooked() -> None:
+    net = Net()
+    model = net.model(net.repvgg(net.x))
+    result = fuse(model)
+    relu = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    relu.CopyFrom(helper.make_node("Relu", relu.input[:1], relu.output))
+    assert errors(check_blocks(model, result))[0] > 1000
+
+
+def test_what_cannot_be_run_alone_is_skipped() -> None:
+    net = Net()
+    cropped = net.node("Pad", net.x, net.integers(0, 0, -1, -1, 0, 0, -1, -1))
+    model = net.model(net.add(net.conv(cropped, 1), net.conv(net.x, 3, pads=[0] * 4)))
+    (check,) = check_blocks(model, fuse(model))
+    assert check.passed
+    assert check.skipped.startswith("ONNX's reference implementation cannot run it alone: ")
+
+
+def test_functions_are_graphs() -> None:
+    net = Net(constants="node")
+    body = net.repvgg(net.x)
+    function = helper.make_function("local", "block", ["x"], [body], net.nodes, [helper.make_opsetid("", 17)])
+    outer = Net()
+    outer.functions.append(function)
+    model = outer.model(outer.node("block", outer.x, domain="local"))
+    result = fuse(model)
+    assert [check.edit.graph for check in check_blocks(model, result)] == ["function local:block"]
+    assert errors(check_blocks(model, result))[0] <= LIMIT
+    node = next(n for n in result.model.functions[0].node if n.op_type == "Conv")
+    attribute(node, "pads").ints[:] = [0, 2, 2, 0]
+    assert errors(check_blocks(model, result))[0] > LIMIT
