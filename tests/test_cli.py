@@ -18,6 +18,7 @@ from commandline import (
     quick,
     repfuse,
     run,
+    unchecked,
     wrong,
 )
 
@@ -95,7 +96,7 @@ def test_a_wrong_block_is_named_and_nothing_is_written(folder: Path, monkeypatch
     assert result.exit_code == 1
     assert Path("out.onnx").read_text() == "old"
     assert files(folder) == ["in.onnx", "out.onnx", "report.json"]
-    for words in ("Error: a fused block does not match", "nothing was written", "'y' (RepConv): off by"):
+    for words in ("Error: a fused block does not match", "nothing was written", "'s' (RepConv): off by"):
         assert words in result.stderr
     written = json.loads(Path("report.json").read_text())
     assert (written["written"], [block["passed"] for block in written["blocks"]]) == (False, [False])
