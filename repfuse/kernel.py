@@ -98,12 +98,12 @@ def add(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel
     """
     outputs, inputs = window.channels or (1, 1)
     shape = (outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes))
+    rest = list(kernels)
     # The first branch as large as the sum is copied: writing zeros to add it to them would take longer.
-    full = next((each for each in kernels if _covers(each.window, window)), None)
-    weight = np.zeros(shape) if full is None else full.weight.astype(np.float64).reshape(shape)
-    for kernel in kernels:
-        if kernel is not full:
-            _accumulate(weight, window, kernel)
+    full = next((i for i, each in enumerate(rest) if _covers(each.window, window)), None)
+    weight = np.zeros(shape) if full is None else rest.pop(full).weight.astype(np.float64).reshape(shape)
+    for kernel in rest:
+        _accumulate(weight, window, kernel)
     return EquivalentKernel(window, weight, sum((kernel.bias for kernel in kernels), np.zeros(outputs)))
 
 
