@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from repfuse.constants import Constant
 from repfuse.kernel import Array
@@ -22,7 +24,19 @@ _FAR = 2**31 - 1
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:
     """A node's attributes by name; strings are bytes."""
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {attribute.name: _VALUES[attribute.type](attribute) for attribute in node.attribute}
+
+
+_VALUES: dict[int, Callable[[AttributeProto], Any]] = defaultdict(
+    lambda: helper.get_attribute_value,
+    {
+        AttributeProto.INT: attrgetter("i"),
+        AttributeProto.INTS: attrgetter("ints"),
+        AttributeProto.FLOAT: attrgetter("f"),
+        AttributeProto.STRING: attrgetter("s"),
+    },
+)
+"""Ways to an attribute's value, by its type; those of the linear operators without onnx's own detour."""
 
 
 def constant_at(node: NodeProto, slot: int, scope: Scope) -> Constant | None:
