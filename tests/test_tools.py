@@ -1,0 +1,130 @@
+"""The measuring tools run, and say what they should; how long anything takes is not tested."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import graphs
+import onnx
+import pytest
+
+from repfuse.bench import Benchmark
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+bench_blocks = importlib.import_module("bench_blocks")
+bench_pass = importlib.import_module("bench_pass")
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A model of two branches, one of which has 4 MiB of weights."""
+    nodes = [
+        graphs.node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        graphs.node("Conv", ["x", "v"], ["b"]),
+        graphs.node("Add", ["a", "b"], ["y"]),
+    ]
+    weights = {"w": graphs.draw(341, 341, 3, 3), "v": graphs.draw(341, 341, 1, 1)}
+    path = tmp_path / "large.onnx"
+    onnx.save(graphs.model(nodes, {"x": (1, 341, 8, 8)}, ["y"], weights), path)
+    return path
+
+
+def test_the_pass_is_measured_beside_load_and_save(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = large.with_suffix(".json")
+    bench_pass.main([str(large), "--rounds", "1", "--json", str(report)])
+    rows = {row["command"]: row for row in json.loads(report.read_text(encoding="utf-8"))}
+    assert {"load + save", "repfuse"} <= rows.keys() <= bench_pass.COMMANDS.keys()
+    printed = capsys.readouterr().out
+    for name, row in rows.items():
+        assert name in printed
+        assert row["size"] == large.stat().st_size
+        for times, yardstick in ((row[kind], rows["load + save"][kind]) for kind in ("fresh", "warm")):
+            assert 0 < times["best"] == times["median"]
+            assert times["ratio"] == times["best"] / yardstick["best"]
+    if sys.platform == "linux":
+        # It reads all bytes, and then has the parsed model beside them; but no command needs ten copies.
+        assert 1.9 < rows["load + save"]["multiple"] < 10
+        assert 0.9 < rows["repfuse"]["multiple"] < 10
+
+
+def test_what_is_no_model_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench_pass.main([str(tmp_path / "none.onnx")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("none.onnx: no such file\n")
+
+
+def test_commands_take_turns_to_be_first() -> None:
+    names = [command.name for command in bench_pass.in_turn([bench_pass.YARDSTICK, bench_pass.PASS], 3)]
+    assert names == ["load + save", "repfuse", "repfuse", "load + save", "load + save", "repfuse"]
+
+
+@pytest.mark.parametrize("block", bench_blocks.BLOCKS, ids=lambda block: block.title)
+def test_merging_all_leaves_one_conv_of_each_block(block: Any) -> None:
+    merged = bench_blocks.fuse_all(block.model(bench_blocks.Shape(4, 9))).model
+    assert [node.op_type for node in merged.graph.node] == ["Relu", *["Conv", "Relu"] * bench_blocks.REPEAT]
+
+
+def test_blocks_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "blocks.json"
+    words = ["acnet", "dense strips"]
+    bench_blocks.main([*words, "--shape", "4@7", "--seconds", "0", "--json", str(report)])
+    merged, left = json.loads(report.read_text(encoding="utf-8"))
+    assert (merged["block"], merged["shape"], merged["nodes"]) == ("ACNet", "4@7", [19, 7])
+    assert merged["kernel"] == "3x3 4->4"
+    assert all(result["decided"] and not result["whole"] for result in merged["results"])
+    assert (left["block"], left["nodes"], left["kernel"]) == ("dense strips of 11", [13, 13], "")
+    assert all(result["whole"] and not result["decided"] for result in left["results"])
+    assert "left alone" in capsys.readouterr().out
+
+
+def test_there_is_no_such_block() -> None:
+    with pytest.raises(SystemExit, match="no block is called 'slug'"):
+        bench_blocks.main(["slug"])
+
+
+@pytest.mark.parametrize("shape", ["64", "64@", "0@8", "64x28"])
+def test_a_shape_is_channels_and_an_extent(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_blocks.main(["--shape", shape])
+    assert shape in capsys.readouterr().err
+
+
+def against(low: float, high: float) -> Benchmark:
+    middle = (low + high) / 2
+    return Benchmark(
+        "", threads=1, before_ms=middle, after_ms=1.0, ratio=middle, low=low, high=high, rounds=10
+    )
+
+
+SAME, FASTER, MUCH_FASTER, SLOWER = (
+    against(0.99, 1.01),
+    against(1.1, 1.2),
+    against(1.5, 1.6),
+    against(0.6, 0.7),
+)
+
+
+@pytest.mark.parametrize(
+    ("flag", "backends"),
+    [
+        ("", [(None, None)]),
+        ("", [(FASTER, None), (FASTER, None)]),
+        ("", [(SAME, FASTER), (FASTER, SLOWER)]),
+        ("", [(FASTER, FASTER)]),
+        ("", [(None, SAME)]),
+        ("slower", [(FASTER, None), (SLOWER, None)]),
+        ("slower", [(SLOWER, MUCH_FASTER)]),
+        ("missed", [(None, FASTER)]),
+        ("missed", [(FASTER, MUCH_FASTER), (SAME, SAME)]),
+    ],
+)
+def test_a_wrong_decision_is_flagged(
+    flag: str, backends: list[tuple[Benchmark | None, Benchmark | None]]
+) -> None:
+    results = tuple(bench_blocks.Result("", *each) for each in backends)
+    assert bench_blocks.Row("block", "4@7", (7, 7), "", results).flag == flag
