@@ -201,7 +201,7 @@ class BatchNormalization(OpRun):
         self, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float, **_: Any
     ) -> tuple[Array]:
         if any(self.output[1:]):
-            raise NotImplementedError("BatchNormalization in training mode")
+            raise ValueError("BatchNormalization in training mode")
         factor = scale / np.sqrt(variance + epsilon)
         shape = (-1, *[1] * (x.ndim - 2))
         return ((x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape),)
