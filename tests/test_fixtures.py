@@ -56,9 +56,7 @@ def test_train_form_has_the_counts_that_were_recorded(path: Path) -> None:
 @pytest.mark.parametrize("path", [*FIXTURES, EXAMPLE], ids=lambda path: path.stem)
 def test_no_path_of_the_exporting_machine_is_left(path: Path) -> None:
     content = path.read_bytes()
-    assert not [
-        word for word in (b"site-packages", b"/home/", b"/tmp/", b"/usr/") if word in content
-    ]
+    assert not [word for word in (b"site-packages", b"/home/", b"/tmp/", b"/usr/") if word in content]
 
 
 def test_weights_that_were_left_out_are_drawn_alike_each_time() -> None:
