@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repfuse.backends import BackendError
     from repfuse.bench import Benchmark, benchmark
+    from repfuse.blockcheck import BlockCheck, check_blocks
     from repfuse.errors import BadInputError, RepfuseError, VerificationError
     from repfuse.fusion import FuseResult, fuse
     from repfuse.remarks import Edit, Outcome, Remark
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendError",
     "BadInputError",
     "Benchmark",
+    "BlockCheck",
     "Edit",
     "FuseResult",
     "Outcome",
@@ -28,12 +32,15 @@ __all__ = [
     "Verification",
     "VerificationError",
     "benchmark",
+    "check_blocks",
     "fuse",
     "verify",
 ]
 
 _HOMES = {
+    "repfuse.backends": ("BackendError",),
     "repfuse.bench": ("Benchmark", "benchmark"),
+    "repfuse.blockcheck": ("BlockCheck", "check_blocks"),
     "repfuse.errors": ("BadInputError", "RepfuseError", "VerificationError"),
     "repfuse.fusion": ("FuseResult", "fuse"),
     "repfuse.remarks": ("Edit", "Outcome", "Remark"),

@@ -125,6 +125,8 @@ def compose(first: Window, second: Window) -> Window | Refusal:
     Returns:
         The window, or why there is none.
     """
+    if first is IDENTITY:
+        return second
     pair = _same_rank((first, second))
     if isinstance(pair, Refusal):
         return pair
