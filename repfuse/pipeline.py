@@ -145,6 +145,8 @@ def _check_files(options: Options) -> None:
 def _fuse(options: Options, found: Report, voice: Voice) -> None:
     """Do all but the JSON report; `found` is filled in step by step."""
     feeding = _Feeding.of(options)
+    if feeding.shapes or feeding.data:  # a mistake in them is told before the work begins
+        resolve_inputs(options.source, shapes=feeding.shapes, data=feeding.data)
     with _destination(options) as fused:
         with voice.doing("Fusing") as tell:
             changed = _write_fused(options, found, fused, tell)

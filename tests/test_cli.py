@@ -102,6 +102,12 @@ def test_a_wrong_block_is_named_and_nothing_is_written(folder: Path, monkeypatch
     assert (written["written"], [block["passed"] for block in written["blocks"]]) == (False, [False])
 
 
+def test_a_wrong_input_shape_is_told_before_the_work_begins(folder: Path) -> None:
+    result = repfuse("in.onnx", "out.onnx", *FAST, "--input-shape", "nobody:1,2")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no input 'nobody'" in result.stderr
+
+
 def test_each_block_is_run_by_itself(folder: Path) -> None:
     result = repfuse("in.onnx", "out.onnx", *FAST, "--json", "report.json")
     assert "1 block run alone in float64" in result.stdout
