@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from repfuse import cost, window
 from repfuse.cost import Cost
 from repfuse.groups import Form, Groups, Operand
-from repfuse.lift import Lifted
+from repfuse.lifted import Lifted
 from repfuse.window import Refusal, Window
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from repfuse import window
 from repfuse.idioms import idiom_nodes
-from repfuse.lift import LIFTERS, Lifted, lift
+from repfuse.lift import LIFTERS, lift
+from repfuse.lifted import Lifted
 from repfuse.view import Scope
 from repfuse.window import IDENTITY, Refusal, Window
 

@@ -1,0 +1,90 @@
+"""Lifting the operators that move over space without weights: AveragePool, Pad and Slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import NodeProto
+
+from repfuse import kernel
+from repfuse.lifted import Lifted, moved, op_of
+from repfuse.operands import attributes_of, constant_at, cropped, integers_at, spatial_axes, static_extents
+from repfuse.view import Scope
+from repfuse.window import Axis, Refusal, Window
+
+
+def average_pool(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift AveragePool, versions 7, 10, 11, 19 and 22, where it divides by the same number everywhere."""
+    attributes = attributes_of(node)
+    axes = spatial_axes(attributes, attributes.get("kernel_shape", []), scope, node.input[0])
+    if isinstance(axes, Refusal):
+        return axes
+    if any(axis.padded for axis in axes) and not attributes.get("count_include_pad", 0):
+        return Refusal("divides by less at the border (count_include_pad is 0)")
+    if attributes.get("ceil_mode", 0):
+        extents = static_extents(scope, node.input[0], len(axes))
+        if not all(_divides(axis, extent) for axis, extent in zip(axes, extents, strict=True)):
+            return Refusal("rounds its output extent up (ceil_mode), so its last window is partial")
+    geometry = Window(axes=axes)
+    return Lifted(node.input[0], geometry, lambda: kernel.average(geometry), (op_of("avgpool", geometry),))
+
+
+def _divides(axis: Axis, extent: int | None) -> bool:
+    """Whether the last window of a pooling ends where its input does, so that rounding does not matter."""
+    return axis.stride == 1 or (extent is not None and (extent - 1 + axis.slack) % axis.stride == 0)
+
+
+def pad(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift Pad with zeros; version 2 has attributes, 11 and later have inputs, 18 and later have axes."""
+    attributes = attributes_of(node)
+    if attributes.get("mode", b"constant") != b"constant":
+        return Refusal(f"pads by {attributes['mode'].decode(errors='replace')}, not with zeros")
+    value = constant_at(node, 2, scope)
+    if (len(node.input) > 2 and node.input[2] and value is None) or attributes.get("value", 0) != 0:
+        return Refusal("pads with a value other than zero")
+    if value is not None and np.any(value.read() != 0):
+        return Refusal("pads with a value other than zero")
+    pads = integers_at(node, 1, scope, attributes.get("pads"))
+    if pads is None:
+        return Refusal("has pads that are computed at run time")
+    rank = len(pads) // 2
+    axes: Sequence[int] | None = range(rank)
+    if len(node.input) > 3 and node.input[3]:
+        rank = len(scope.shape_of(node.input[0]) or ())
+        axes = integers_at(node, 3, scope)
+    if axes is None or rank < 3 or len(pads) != 2 * len(axes) or any(not -rank <= a < rank for a in axes):
+        return Refusal("has axes that cannot be told")
+    by_axis = {axis % rank: (pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes)}
+    if any(any(by_axis.get(axis, ())) for axis in (0, 1)):
+        return Refusal("pads the batch or the channels")
+    pads_of = (by_axis.get(axis, (0, 0)) for axis in range(2, rank))
+    return moved(node.input[0], tuple(Axis(begin=b, end=e) for b, e in pads_of), "pad")
+
+
+def slice_(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift Slice of rows and columns, which is negative padding; from version 10 on, bounds are inputs."""
+    attributes = attributes_of(node)
+    starts, ends = (
+        integers_at(node, i, scope, attributes.get(key)) for i, key in ((1, "starts"), (2, "ends"))
+    )
+    if starts is None or ends is None:
+        return Refusal("has bounds that are computed at run time")
+    axes = integers_at(node, 3, scope, attributes.get("axes", range(len(starts))))
+    steps = integers_at(node, 4, scope, [1] * len(starts))
+    if axes is None or steps is None or not len(starts) == len(ends) == len(axes) == len(steps):
+        return Refusal("has bounds that are computed at run time")
+    if any(axis in (0, 1) for axis in axes) or any(step < 1 for step in steps):
+        return Refusal("selects channels or images, or runs backwards")
+    shape = scope.shape_of(node.input[0])
+    if shape is None or len(shape) < 3 or any(not -len(shape) <= axis < len(shape) for axis in axes):
+        return Refusal("acts on a tensor of unknown rank")
+    moves = [Axis()] * len(shape)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        crop = cropped(start, end, shape[axis])
+        if crop is None:
+            return Refusal("ends at a place that depends on an unknown extent")
+        moves[axis] = Axis(stride=step, begin=-crop[0], end=-crop[1])
+    if any(axis != Axis() for axis in moves[:2]):
+        return Refusal("selects channels or images, or runs backwards")
+    return moved(node.input[0], tuple(moves[2:]), "slice")

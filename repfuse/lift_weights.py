@@ -1,0 +1,82 @@
+"""Lifting the operators that have weights: Conv and Gemm."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from repfuse.kernel import EquivalentKernel
+from repfuse.lifted import Lifted, op_of
+from repfuse.operands import FLOATS, attributes_of, constant_at, spatial_axes, values_of, vector_of
+from repfuse.view import Scope
+from repfuse.window import Refusal, Window
+
+
+def conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift Conv, versions 1, 11 and 22."""
+    weight = constant_at(node, 1, scope)
+    bias = constant_at(node, 2, scope)
+    if _is_dequantized(node.input[1], scope):
+        return Refusal("has a quantized weight: fuse the float model and quantize afterwards")
+    if weight is None:
+        return Refusal("has a weight that is computed at run time or can be overridden by a caller")
+    if bias is None and len(node.input) > 2 and node.input[2]:
+        return Refusal("has a bias that is computed at run time or can be overridden by a caller")
+    if weight.data_type not in FLOATS:
+        return Refusal("has a weight that is not of a float type")
+    attributes = attributes_of(node)
+    outputs, per_group, *extents = weight.dims
+    group = attributes.get("group", 1)
+    axes = spatial_axes(attributes, extents, scope, node.input[0])
+    if isinstance(axes, Refusal):
+        return axes
+    if not extents or group < 1 or outputs % group or (bias and bias.dims != (outputs,)):
+        return Refusal("has a weight, bias and group that do not fit together")
+    shift = vector_of(bias, outputs) if bias else np.zeros(outputs)
+    channels = (outputs, per_group * group)
+    geometry = Window(channels, group, axes, biased=bool(np.any(shift != 0)))
+    op = op_of("conv", geometry, depthwise=group == channels[1] > 1)
+    return Lifted(
+        node.input[0],
+        geometry,
+        lambda: EquivalentKernel(geometry, values_of(weight), shift),
+        (op,),
+        weight.data_type,
+    )
+
+
+def gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift Gemm, versions 7, 9, 11 and 13: `alpha * A * B + beta * C`, a kernel without spatial axes."""
+    attributes = attributes_of(node)
+    weight, bias = constant_at(node, 1, scope), constant_at(node, 2, scope)
+    if weight is None or (bias is None and len(node.input) > 2 and node.input[2]):
+        return Refusal("has a weight or bias that is computed at run time or can be overridden by a caller")
+    if weight.data_type not in FLOATS or _is_dequantized(node.input[1], scope) or attributes.get("transA"):
+        return Refusal("has a weight that is not of a float type, or a transposed input")
+    if len(weight.dims) != 2 or (bias and bias.data_type != weight.data_type):
+        return Refusal("has a weight and bias that do not fit together")
+    transposed = bool(attributes.get("transB"))
+    inputs, outputs = weight.dims[::-1] if transposed else weight.dims
+    shift = np.zeros(outputs)
+    if bias:
+        if bias.size not in (1, outputs) or (bias.size > 1 and bias.dims[-1] != outputs):
+            return Refusal("has a bias that differs from row to row")
+        shift = shift + vector_of(bias, bias.size) * attributes.get("beta", 1.0)
+    geometry = Window((outputs, inputs), 1, biased=bool(np.any(shift != 0)), vector=True)
+
+    def read() -> EquivalentKernel:
+        values = values_of(weight) if transposed else values_of(weight).T
+        return EquivalentKernel(geometry, values * np.float64(attributes.get("alpha", 1.0)), shift)
+
+    return Lifted(node.input[0], geometry, read, (op_of("gemm", geometry),), weight.data_type)
+
+
+def _is_dequantized(name: str, scope: Scope) -> bool:
+    """Whether a weight comes out of a DequantizeLinear, perhaps rearranged on the way."""
+    position = scope.producer(name)
+    while position is not None and scope.nodes[position].op_type in _REARRANGING:
+        position = scope.producer(scope.nodes[position].input[0])
+    return position is not None and scope.nodes[position].op_type == "DequantizeLinear"
+
+
+_REARRANGING = {"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
