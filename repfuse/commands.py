@@ -71,6 +71,7 @@ class Command(click.Command):
         for option, names, text in records:
             title = getattr(option, "section", title)
             sections.setdefault(title, []).append((names.ljust(width), text))
+        sections |= _other_commands(ctx)
         for title, entries in sections.items():
             with formatter.section(title):
                 formatter.write_dl(entries)
@@ -99,6 +100,17 @@ class Command(click.Command):
                 traceback.print_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             _end(ctx, f"{reason} (a bug in repfuse; please report it, with what -v shows)", INTERNAL_ERROR)
+
+
+def _other_commands(ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+    """A section that lists the other commands, for the help of the one that goes by the program's name."""
+    group = ctx.parent.command if ctx.parent else None
+    if not isinstance(group, Commands) or group.default != ctx.command.name:
+        return {}
+    others = [each for name, each in sorted(group.commands.items()) if name != group.default]
+    name = ctx.find_root().command_path
+    listed = [(f"{name} {each.name}", each.get_short_help_str(limit=90)) for each in others]
+    return {"Other commands (each has its own --help)": listed} if listed else {}
 
 
 def _end(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
