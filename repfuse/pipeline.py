@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import click
-from rich.console import Console, RenderableType
-from rich.text import Text
 
 from repfuse import __version__, model_io, report
 from repfuse.backends import Array, BackendError, backends_named
@@ -28,9 +22,7 @@ from repfuse.patterns import load_patterns
 from repfuse.report import Report
 from repfuse.stats import measure_file
 from repfuse.verification import verify
-
-Tell = Callable[[str], None]
-"""Says what is being done right now."""
+from repfuse.voice import Tell, Voice
 
 
 @dataclass(frozen=True)
@@ -70,34 +62,6 @@ class Options:
     json: Path | None
     quiet: bool
     verbose: bool
-
-
-class Voice:
-    """Prints results to standard output, and what is being done right now to a terminal on standard error."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a model's names may be beyond the terminal's charset
-        # Names may also look like rich's markup or emoji codes. A pipe has no width: no line is broken there.
-        settings: dict[str, Any] = {"quiet": quiet, "markup": False, "emoji": False, "highlight": False}
-        self._out = Console(width=None if sys.stdout.isatty() else 10_000, **settings)
-        self._progress = Console(stderr=True, **settings)
-
-    def say(self, *parts: RenderableType) -> None:
-        """Print results, one below the other."""
-        with self._out.capture() as captured:
-            self._out.print(*parts, sep="\n")
-        for line in captured.get().splitlines():
-            click.echo(line.rstrip())
-
-    @contextlib.contextmanager
-    def doing(self, title: str) -> Iterator[Tell]:
-        """Show a title, and behind it what the function given is called with; it is gone afterwards."""
-        if self._progress.quiet or not sys.stderr.isatty():  # even if colours are forced
-            yield lambda _: None
-            return
-        with self._progress.status(Text(title)) as status:
-            yield lambda step: status.update(Text(f"{title}: {step}"))
 
 
 def list_patterns(names: Sequence[str]) -> None:

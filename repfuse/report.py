@@ -7,11 +7,9 @@ file and a log.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from enum import Enum
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,9 @@ from rich.text import Text
 
 from repfuse.bench import Benchmark
 from repfuse.blockcheck import BlockCheck
+from repfuse.figures import Row, changed_by, counted, figure_table, milliseconds, si, two_columns
 from repfuse.patterns import Pattern
+from repfuse.plain import as_plain
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.stats import Stats
 from repfuse.verification import OutputCheck, Verification
@@ -83,34 +83,34 @@ def groups(edits: Sequence[Edit], remarks: Sequence[Remark], *, verbose: bool) -
         )
     fused = [remark for remark in remarks if remark.outcome is Outcome.FUSED]
     refused = [remark for remark in remarks if remark.outcome is Outcome.REFUSED]
-    head = f"{_count(len(remarks), 'group')} found: {len(fused)} fused, {len(refused)} refused"
+    head = f"{counted(len(remarks), 'group')} found: {len(fused)} fused, {len(refused)} refused"
     families = Counter(edit.pattern for edit in edits).most_common()
     rows = [("fused", f"{count} x {family}") for family, count in families]
     if verbose:
         rows += map(_row, fused)
     rows += _few_of_each_kind(refused, len(refused) if verbose else FEW)
-    return Group(Text(head, "bold"), Padding(_grid(rows), (0, 0, 0, 2)))
+    return Group(Text(head, "bold"), Padding(two_columns(rows), (0, 0, 0, 2)))
 
 
 def sizes(before: Stats, after: Stats) -> RenderableType:
     """A table of what the model consists of, before and after."""
-    table = _table("Size", "before", "after", "change")
+    table = figure_table("Size", "before", "after", "change")
     rows: list[tuple[str, int | None, int | None, Callable[[int], str]]] = [
         ("nodes", before.nodes, after.nodes, str),
-        ("parameters", before.parameters, after.parameters, _si),
-        ("multiply-adds", before.macs, after.macs, _si),
-        ("file", before.bytes, after.bytes, partial(_si, unit="B")),
+        ("parameters", before.parameters, after.parameters, si),
+        ("multiply-adds", before.macs, after.macs, si),
+        ("file", before.bytes, after.bytes, partial(si, unit="B")),
     ]
     for title, old, new, shown in rows:
         figures = ("unknown" if count is None else shown(count) for count in (old, new))
-        table.add_row(title, *figures, _change(old, new) if old and new is not None else "")
+        table.add_row(title, *figures, changed_by(old, new) if old and new is not None else "")
     return table
 
 
 def errors(verification: Verification) -> RenderableType:
     """A table of each output's error on each backend beside what an error means there, and what to heed."""
     caption = "error: share of the largest value; noise floor: the original against itself"
-    table = _table("Outputs", "error", "noise floor", "of movement", "tolerance", "")
+    table = figure_table("Outputs", "error", "noise floor", "of movement", "tolerance", "")
     for backend in dict.fromkeys(check.backend for check in verification.checks):
         checks = [check for check in verification.checks if check.backend == backend]
         table.add_row(backend)
@@ -130,12 +130,14 @@ def errors(verification: Verification) -> RenderableType:
 def latency(benchmarks: Sequence[Benchmark]) -> RenderableType:
     """A table of latencies on each backend, and in words where the fused model is slower, or no faster."""
     threads = max(benchmark.threads for benchmark in benchmarks)
-    table = _table(f"Latency, {_count(threads, 'thread')}", "before", "after", "speed-up", "95 % interval")
+    table = figure_table(
+        f"Latency, {counted(threads, 'thread')}", "before", "after", "speed-up", "95 % interval"
+    )
     for each in benchmarks:
         table.add_row(
             each.backend,
-            _milliseconds(each.before_ms),
-            _milliseconds(each.after_ms),
+            milliseconds(each.before_ms),
+            milliseconds(each.after_ms),
             Text(f"{each.ratio:.2f}x", {"faster": "green", "slower": "bold red"}.get(each.verdict, "")),
             f"{each.low:.2f} to {each.high:.2f}",
         )
@@ -152,10 +154,10 @@ def blocks(checks: Sequence[BlockCheck]) -> RenderableType:
     run = [check.error_ulp for check in checks if not check.skipped]
     lines = []
     if run:
-        text = f"{_count(len(run), 'block')} run alone in float64, before and after: off by"
+        text = f"{counted(len(run), 'block')} run alone in float64, before and after: off by"
         lines.append(Text(f"{text} {max(run):.2f} of what rounding weights allows, at most"))
     for reason, count in Counter(check.skipped for check in checks if check.skipped).items():
-        lines.append(Text(f"{_count(count, 'block')} not run alone: {reason}"))
+        lines.append(Text(f"{counted(count, 'block')} not run alone: {reason}"))
     return Group(*lines)
 
 
@@ -206,7 +208,7 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
     """
     outcomes = Counter(remark.outcome for remark in report.remarks)
     checks = report.verification.checks if report.verification else ()
-    plain: dict[str, Any] = _plain(
+    plain: dict[str, Any] = as_plain(
         {
             "schema": SCHEMA,
             "repfuse": version,
@@ -236,22 +238,6 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
     return plain
 
 
-def _plain(value: Any) -> Any:
-    """Reduce a value to what JSON knows; it has no infinity and no NaN, which become null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Row = tuple[str, str]
-
-
 def _few_of_each_kind(remarks: Sequence[Remark], limit: int) -> Iterator[Row]:
     """Remarks, but of those that say the same of different nodes the first ones and the number of the others."""
     kinds: dict[str, list[Remark]] = {}
@@ -268,23 +254,6 @@ def _row(remark: Remark) -> Row:
     return remark.outcome.value, f"{remark.node}{place}: {remark.message}"
 
 
-def _grid(rows: Iterable[Row]) -> Table:
-    """Two columns; a long text in the second goes on below itself."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for first, second in rows:
-        grid.add_row(Text(first), Text(second, overflow="fold"))
-    return grid
-
-
-def _table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are figures."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column(title, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
 def _error_row(check: OutputCheck) -> Sequence[RenderableType]:
     figures = (check.error, check.noise_floor, check.error_of_movement, check.tolerance)
     verdict = Text("ok", "green") if check.passed else Text("FAILED", "bold red")
@@ -299,25 +268,3 @@ def _caveat(benchmark: Benchmark) -> str:
             "for this backend keep the original"
         )
     return f"No measurable difference on {benchmark.backend}" if benchmark.verdict == "same" else ""
-
-
-def _change(old: int, new: int) -> str:
-    return f"{100 * (new - old) / old:+.1f} %"
-
-
-def _milliseconds(value: float) -> str:
-    """Three digits, and their zeros."""
-    decimals = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:.{decimals}f} ms"
-
-
-def _si(number: int, unit: str = "") -> str:
-    """A number with four digits and a prefix for its thousands: `1.513 G`, `972 B`."""
-    for prefix, power in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= power:
-            return f"{number / power:.4g} {prefix}{unit}"
-    return f"{number} {unit}".rstrip()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from commandline import BLOCKED, FAST, enter_folder, files, model, repfuse
 
-from repfuse import model_io, pipeline
+from repfuse import model_io, pipeline, voice
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_progress_shows_in_a_terminal_and_goes_away(monkeypatch: pytest.MonkeyPa
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with pipeline.Voice().doing("Fusing") as tell:
+    with voice.Voice().doing("Fusing") as tell:
         tell("[step] one")
     shown = terminal.getvalue()
     assert "Fusing: [step] one" in shown
@@ -182,8 +182,8 @@ def test_progress_shows_in_a_terminal_and_goes_away(monkeypatch: pytest.MonkeyPa
 
 
 def test_quiet_shows_no_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    voice = pipeline.Voice(quiet=True)
-    with voice.doing("Fusing") as tell:
+    silent = voice.Voice(quiet=True)
+    with silent.doing("Fusing") as tell:
         tell("step")
-    voice.say("text")
+    silent.say("text")
     assert capsys.readouterr() == ("", "")
