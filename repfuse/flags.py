@@ -97,3 +97,4 @@ FEEDING = together(
 VERBOSE = writing(
     "-v", "--verbose", is_flag=True, help="Print every remark, and where an unexpected error arose."
 )
+TRACE = writing("-v", "--verbose", is_flag=True, help="Print where an unexpected error arose.")

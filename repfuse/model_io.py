@@ -104,7 +104,7 @@ def copy(source: PathLike, target: PathLike) -> None:
     file = _existing(source)
     with _explained(file, "read"), staged(target) as temporary:
         shutil.copyfile(file, temporary)
-        for name in _external_files(_structure(file)):
+        for name in external_files(file):
             data = file.parent / name
             if data.resolve().parent != file.parent.resolve():
                 raise BadInputError(f"{file}: external data '{name}' is not beside the model; move it there")
@@ -113,6 +113,24 @@ def copy(source: PathLike, target: PathLike) -> None:
                 shutil.copyfile(_existing(data), temporary.parent / name)
             elif not beside.samefile(data):
                 raise BadInputError(f"{beside}: is another model's data, it seems; choose another folder")
+
+
+def external_files(path: PathLike) -> set[str]:
+    """Names of the files in which a model keeps weights, as the model spells them.
+
+    Raises:
+        BadInputError: The model cannot be read.
+    """
+    file = _existing(path)
+    with _explained(file, "read"):
+        tensors = onnx.external_data_helper._get_all_tensors(_structure(file))
+    return {
+        entry.value
+        for tensor in tensors
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 @contextlib.contextmanager
@@ -168,18 +186,6 @@ def _existing(path: PathLike) -> Path:
 def _structure(file: Path) -> onnx.ModelProto:
     """Read a model without its external data; in protobuf's format, whatever the file is called."""
     return onnx.load(file, format="protobuf", load_external_data=False)
-
-
-def _external_files(model: onnx.ModelProto) -> set[str]:
-    """Names of the files in which a model keeps weights."""
-    tensors = onnx.external_data_helper._get_all_tensors(model)
-    return {
-        entry.value
-        for tensor in tensors
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
 
 
 def _umask() -> int:
