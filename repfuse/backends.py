@@ -25,9 +25,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
+from repfuse import model_io
 from repfuse.errors import BadInputError, RepfuseError
 
 ModelSource = onnx.ModelProto | str | os.PathLike[str]
@@ -306,19 +306,14 @@ def backends_named(name: str) -> list[Backend]:
 
 
 def structure(model: ModelSource) -> onnx.ModelProto:
-    """Read a model, leaving weights in external files where they are. A ModelProto is handed back as it is.
+    """Read a model without its large weights. A ModelProto is handed back as it is.
 
     Raises:
         BadInputError: There is no such file, or it is not an ONNX file.
     """
     if isinstance(model, onnx.ModelProto):
         return model
-    try:
-        return onnx.load(model, load_external_data=False)
-    except DecodeError as error:
-        raise BadInputError(f"{model}: not an ONNX file (it cannot be parsed); export it again") from error
-    except OSError as error:
-        raise BadInputError(f"{model}: cannot be read: {error.strerror or error}") from error
+    return model_io.structure(model)
 
 
 def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

@@ -129,11 +129,7 @@ class _Block:
         after = fused.between(self._inputs, edit.output)
         assert after is not None
         self._after = after.wide()
-        self._convs = [
-            _Conv.of(_chain(node, added, after), after, original.shape_of)
-            for node in added
-            if node.op_type in ("Conv", "Gemm", "MatMul")
-        ]
+        self._convs = [_Conv.of(node, after) for node in added if node.op_type in ("Conv", "Gemm")]
 
     def error(self) -> float:
         """The largest error; where small maps cannot be run or do not agree, that of the model's own extents.
@@ -217,7 +213,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Conv:
-    """A new Conv, Gemm or MatMul: how it moves over its source, and how its weights were rounded.
+    """A new Conv, or Gemm: how it moves over its source, and how its weights were rounded.
 
     Attributes:
         source: What it reads.
@@ -228,9 +224,7 @@ class _Conv:
         reach: From the first tap to the last, both counted.
         begins: The padding before.
         ends: The padding behind.
-        rows: The extents of a source that has its channels last, but for these and the batch.
-        part: The node, and what adds its bias, with what was rounded off weight and bias at most in place of
-            these.
+        part: The node alone, with what it rounded off its weight and bias at most in place of these.
     """
 
     source: str
@@ -241,18 +235,12 @@ class _Conv:
     reach: Array
     begins: Array
     ends: Array
-    rows: tuple[int, ...]
     part: Part
 
     @staticmethod
-    def of(chain: Sequence[NodeProto], around: Part, shape_of: Callable[[str], Any]) -> _Conv:
-        node = chain[0]
+    def of(node: NodeProto, around: Part) -> _Conv:
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         weight = around.constants[node.input[1]]
-        rows: tuple[int, ...] = ()
-        if node.op_type == "MatMul":
-            weight = weight.T
-            rows = tuple(range(2, len(shape_of(node.input[0]) or ())))
         group = given.get("group", 1)
         axes = weight.ndim - 2
         begins, ends = np.reshape(given.get("pads", [0] * (2 * axes)), (2, axes))
@@ -266,11 +254,8 @@ class _Conv:
             reach=dilations * (np.array(weight.shape[2:], int) - 1) + 1,
             begins=begins,
             ends=ends,
-            rows=rows,
             part=Part(
-                chain,
-                {name: _half_ulp(around.constants[name]) for each in chain for name in each.input[1:]},
-                around.imports,
+                [node], {name: _half_ulp(around.constants[name]) for name in node.input[1:]}, around.imports
             ),
         )
 
@@ -288,7 +273,6 @@ class _Conv:
 
     def inputs(self, shape: tuple[int, ...], random: np.random.Generator) -> Array:
         """Zero, an impulse in each group at each of `_PLACES`, and noise, shape `(inputs, *shape)`."""
-        shape = (*shape, *self.rows)
         rows = np.zeros((1 + len(_PLACES) + len(_NOISE), *shape))
         width = self.channels // self.group
         for number, place in enumerate(_PLACES):
@@ -298,23 +282,13 @@ class _Conv:
             rows[where] = 1
         for number, deviation in enumerate(_NOISE):
             rows[-1 - number] = random.normal(0, deviation, shape)
-        return np.moveaxis(rows, 1, -1) if self.rows else rows
+        return rows
 
     def rounding(self, source: Array, power: int) -> Array:
         """The sum, over taps, of the powers of what rounding the weight may change there."""
         constants = {name: value**power for name, value in self.part.constants.items()}
         part = Part(self.part.nodes, constants, self.part.imports)
-        return part.run({self.source: np.abs(source) ** power})[self.part.nodes[-1].output[0]]
-
-
-def _chain(node: NodeProto, added: Sequence[NodeProto], around: Part) -> list[NodeProto]:
-    """A new node, and that which adds its bias, if another one does."""
-    shifts = [
-        n
-        for n in added
-        if n.op_type == "Add" and n.input[0] in node.output and n.input[1] in around.constants
-    ]
-    return [node, *shifts]
+        return part.run({self.source: np.abs(source) ** power})[self.part.nodes[0].output[0]]
 
 
 def _half_ulp(values: Array) -> Array:

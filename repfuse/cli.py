@@ -11,7 +11,7 @@ import click
 
 from repfuse import __version__
 from repfuse.commands import Command, Commands
-from repfuse.flags import CHECKING, FEEDING, FILE, FUSING, TRACE, VERBOSE, checking, fusing, writing
+from repfuse.flags import CHECKING, FEEDING, FILE, FUSING, VERBOSE, checking, fusing, writing
 
 
 @click.group(cls=Commands, default="fuse")
@@ -56,6 +56,11 @@ Exit codes:
 @CHECKING
 @checking("--no-bench", is_flag=True, help="Do not measure latency.")
 @FEEDING
+@writing(
+    "--external-data/--inline",
+    default=None,
+    help="Write weights into OUT.onnx.data, or all into OUT.onnx. Default: inline up to 2 GB.",
+)
 @writing("--dry-run", is_flag=True, help="Do everything but write; OUT.onnx may be left out.")
 @writing("--json", type=FILE, metavar="FILE", help="Write the report as JSON, too.")
 @writing("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -73,69 +78,3 @@ def fuse(list_patterns: bool, **flags: Any) -> None:
     if not flags["target"] and not flags["dry_run"]:
         raise click.UsageError("name the file to write (OUT.onnx), or give --dry-run")
     pipeline.run(pipeline.Options(**flags))
-
-
-CHECK_HELP = """
-Tell whether models were exported as they were trained, with branches in them that could be fused. Nothing is
-written, and no model is run. A FILE may be a glob (quoted, ** too), a folder, or a URL.
-"""
-
-CHECK_EPILOG = """
-Formats:
-  text      a sentence for each model (default)
-  json      everything, for programs
-  github    annotations for GitHub Actions
-  junit     JUnit's XML, which most CI servers show
-  markdown  a table
-
-Examples:
-  repfuse check model.onnx
-  repfuse check 'models/**/*.onnx' --format github --format junit:report.xml
-  repfuse check model.onnx --pattern repvgg --pattern mobileone
-
-Exit codes:
-  0    all models are fused, or have nothing to fuse
-  2    bad usage, or a model could not be read (the others were checked)
-  3    a model is not fused
-  70   an error in repfuse itself (-v shows where)
-"""
-
-
-@main.command(
-    "check",
-    cls=Command,
-    synopsis="check [OPTIONS] FILE...",
-    short_help="Tell whether models still hold their training branches.",
-    help=CHECK_HELP,
-    epilog=CHECK_EPILOG,
-)
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@FUSING
-@writing(
-    "--format",
-    "formats",
-    metavar="NAME[:FILE]",
-    multiple=True,
-    default=["text"],
-    help="How to print the findings, or to write them to a file: see below. Repeatable.",
-)
-@TRACE
-@click.pass_context
-def check(
-    ctx: click.Context,
-    files: tuple[str, ...],
-    patterns: tuple[str, ...],
-    formats: tuple[str, ...],
-    verbose: bool,
-) -> None:
-    """Look at each file, and print or write the findings in each format."""
-    from repfuse import check, findings, places, voice  # noqa: PLC0415
-
-    outputs = findings.outputs(formats)
-    found = []
-    with voice.Voice().doing("Checking") as tell:
-        for place in places.expand(files):
-            tell(place.name)
-            found.append(check.check(place.name, patterns=patterns or None))
-    findings.write(found, outputs)
-    ctx.exit(check.exit_code(found))

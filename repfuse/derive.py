@@ -12,7 +12,7 @@ from repfuse import kernel
 from repfuse.choose import Merge
 from repfuse.groups import Groups
 from repfuse.kernel import Array, EquivalentKernel
-from repfuse.window import Layout, Refusal, Window
+from repfuse.window import Refusal, Window
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Derived:
 
     Attributes:
         window: Its geometry, without negative padding.
-        weight: Shape `(C_out, C_in / group, *kernel)`; `(C_in, C_out)` for MatMul.
-        bias: Shape `(C_out,)`; None where it is zero, but for Gemm.
+        weight: Shape `(C_out, C_in / group, *kernel)`.
+        bias: Shape `(C_out,)`; None for a Conv where it is zero.
     """
 
     window: Window
@@ -111,7 +111,7 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     """Round a kernel to a model's type, once."""
     window = exact.window
     # Before version 11, Gemm has no optional operand.
-    biased = bool(np.any(exact.bias)) or window.layout is Layout.FLAT
+    biased = bool(np.any(exact.bias)) or window.vector
     if not all(np.all(np.isfinite(array)) for array in (exact.weight, exact.bias)):
         return Refusal("has a weight that is infinite or not a number")
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
@@ -120,8 +120,6 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     del exact
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
-    if window.layout is Layout.LAST:
-        weight = weight.T
     return Derived(window, _tensor(weight), _tensor(bias) if biased else None)
 
 

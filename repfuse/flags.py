@@ -97,4 +97,3 @@ FEEDING = together(
 VERBOSE = writing(
     "-v", "--verbose", is_flag=True, help="Print every remark, and where an unexpected error arose."
 )
-TRACE = writing("-v", "--verbose", is_flag=True, help="Print where an unexpected error arose.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from repfuse import model_io
+from repfuse import model_io, storage
 from repfuse.choose import Candidate, Merge, choose
 from repfuse.errors import RepfuseError
 from repfuse.explain import refusals
@@ -19,6 +19,7 @@ from repfuse.patch import Patch
 from repfuse.patterns import Pattern, load_patterns, match, select
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.rewrite import rewrite
+from repfuse.storage import Spill
 from repfuse.topology import topology
 from repfuse.view import scopes
 
@@ -60,20 +61,67 @@ def fuse(
     Raises:
         BadInputError: The model cannot be read or used, or there is no such pattern.
     """
-    say = on_progress or (lambda _: None)
+    if not isinstance(model, ModelProto):
+        result = fuse_file(model, None, patterns=patterns, on_progress=on_progress)
+        storage.fill(result.model)
+        return result
+    known = _known(patterns)
+    model_io.check(model, "the model")
+    return _fuse_in_place(copy.deepcopy(model), "the model", None, known, on_progress or _silent)
+
+
+def fuse_file(
+    path: str | PathLike[str],
+    spill: Spill | None,
+    *,
+    patterns: Sequence[str] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> FuseResult:
+    """Do the same, and leave weights where they are.
+
+    Args:
+        path: The model's file.
+        spill: Takes the weights that are made; None for keeping them in memory.
+        patterns: As for `fuse`.
+        on_progress: As for `fuse`.
+
+    Returns:
+        In the place of large weights the model has notes (see `repfuse.storage`), for `repfuse.model_io.write`.
+
+    Raises:
+        BadInputError: As for `fuse`.
+    """
+    known = _known(patterns)
+    say = on_progress or _silent
+    say(f"reading {fspath(path)}")
+    return _fuse_in_place(model_io.read(path), fspath(path), spill, known, say)
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def _known(patterns: Sequence[str] | None) -> Sequence[Pattern]:
     known = load_patterns([name for name in patterns or () if _is_file(name)])
     if patterns:
         known = select(known, [Path(name).stem if _is_file(name) else name for name in patterns])
-    if isinstance(model, ModelProto):
-        name = "the model"
-        model_io.check(model, name)
-        model = copy.deepcopy(model)
-    else:
-        name = fspath(model)
-        say(f"reading {name}")
-        model = model_io.load(model)
+    return known
+
+
+def _is_file(pattern: str) -> bool:
+    return pattern.endswith(".toml")
+
+
+def _fuse_in_place(
+    model: ModelProto,
+    name: str,
+    spill: Spill | None,
+    known: Sequence[Pattern],
+    say: Callable[[str], None],
+) -> FuseResult:
+    """Fuse a model, which is called `name` where it is found to be invalid."""
     try:
-        return _fuse_in_place(model, known, say)
+        return _fused_in_place(model, spill, known, say)
     except RepfuseError:
         raise
     except Exception:
@@ -81,13 +129,11 @@ def fuse(
         raise
 
 
-def _is_file(pattern: str) -> bool:
-    return pattern.endswith(".toml")
-
-
-def _fuse_in_place(model: ModelProto, known: Sequence[Pattern], say: Callable[[str], None]) -> FuseResult:
+def _fused_in_place(
+    model: ModelProto, spill: Spill | None, known: Sequence[Pattern], say: Callable[[str], None]
+) -> FuseResult:
     graphs = scopes(model)
-    patch = Patch(model, graphs)
+    patch = Patch(model, graphs, spill)
     edits: list[Edit] = []
     remarks: list[Remark] = []
     for scope in graphs:

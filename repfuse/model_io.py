@@ -1,47 +1,61 @@
-"""Opening and saving ONNX files: what can go wrong with them is said here, and nothing is left half written.
-
-Files are written into a folder of their own beside the target and moved into place when whole, so a reader
-sees the old file or the new one, never a part.
-"""
+"""Opening and saving ONNX files: what can go wrong with them is said here."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
-from repfuse import shapes, wire
+from repfuse import external, shapes, storage, wire
 from repfuse.errors import BadInputError
-
-PathLike = str | os.PathLike[str]
+from repfuse.staging import PathLike, explained, staged
 
 OLDEST_OPSET = 7
 """The first opset whose BatchNormalization has no `is_test` and whose Add broadcasts as numpy does."""
 
+_PAGE = 4096
+"""Bytes: where external data begin on a page of memory, runtimes need not copy them."""
+
 
 def load(path: PathLike) -> onnx.ModelProto:
-    """Read a model and its external data.
+    """Read a model with all of its weights.
+
+    Raises:
+        BadInputError: As for `read`.
+    """
+    model = read(path)
+    with explained(Path(path), "read"):
+        storage.fill(model)
+    return model
+
+
+def read(path: PathLike) -> onnx.ModelProto:
+    """Read a model, leaving the bytes of its large tensors where they are (see `repfuse.storage`).
 
     Raises:
         BadInputError: The file is missing, unreadable, not an ONNX model, or of an opset that repfuse does
-            not know.
+            not know; or its external data are not where they should be.
     """
     file = _existing(path)
-    with _explained(file, "read"):
-        model = _structure(file)
-        check(model, str(file))
-        try:
-            onnx.load_external_data_for_model(model, str(file.parent))
-        except (onnx.checker.ValidationError, ValueError) as error:
-            raise BadInputError(f"{file}: its external data cannot be read: {_first_line(error)}") from error
+    with explained(file, "read"):
+        content = wire.read(file)
+        model = onnx.ModelProto.FromString(content)
+    check(model, str(file))
+    if b"location" in content:  # a look at each tensor would take longer than all else
+        external.note(model, file)
     return model
+
+
+def structure(path: PathLike) -> onnx.ModelProto:
+    """Read a model without its large tensors; in protobuf's format, whatever the file is called.
+
+    Raises:
+        BadInputError: The file is missing, unreadable, or cannot be parsed.
+    """
+    file = _existing(path)
+    with explained(file, "read"):
+        return onnx.ModelProto.FromString(wire.read(file))
 
 
 def check(model: onnx.ModelProto, name: str) -> None:
@@ -74,124 +88,100 @@ def refuse_invalid(model: onnx.ModelProto, name: str) -> None:
         raise BadInputError(f"{name}: not a valid ONNX model: {_first_line(error)}") from error
 
 
-def save(model: onnx.ModelProto, path: PathLike) -> None:
-    """Write a model, whole or not at all; weights go into `<name>.data` beside it when it is above 2 GB.
+def save(model: onnx.ModelProto, path: PathLike, *, external_data: bool | None = None) -> None:
+    """Write a model, whole or not at all; see `write`.
 
     Raises:
-        BadInputError: The folder does not exist or cannot be written.
+        BadInputError: The folder does not exist or cannot be written; or as for `write`.
     """
     with staged(path) as temporary:
-        write(model, temporary)
+        write(model, temporary, external_data=external_data)
 
 
-def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model to a path of which nobody knows yet (see `staged`); `model` is not changed."""
+def write(model: onnx.ModelProto, path: Path, *, external_data: bool | None = None) -> None:
+    """Write a model to a path of which nobody knows yet (see `staged`).
+
+    Args:
+        model: It is not changed.
+        path: The file to write.
+        external_data: Whether large tensors go into a file of their own, `<name>.data`; None if they do not fit.
+
+    Raises:
+        BadInputError: The model is too large for one file, and `external_data` is False.
+    """
+    whole = [] if external_data else wire.inline(model)
+    size = sum(map(wire.length, whole))
+    if size > wire.LARGEST and external_data is False:
+        raise BadInputError(
+            f"{path.name}: would be of {size / 1e9:.1f} GB, and an ONNX file holds 2.1 at most; leave out --inline"
+        )
+    if external_data or size > wire.LARGEST:
+        _write_beside(model, path)
+    else:
+        with path.open("wb") as file:
+            wire.put(whole, file)
+
+
+def _write_beside(model: onnx.ModelProto, path: Path) -> None:
+    data = path.with_name(f"{path.name}.data")
+    with data.open("wb") as file:
+
+        def place(piece: wire.Piece) -> tuple[str, int]:
+            _refuse_overwriting(piece, data)
+            file.seek(-(-file.tell() // _PAGE) * _PAGE)
+            offset = file.tell()
+            wire.put([piece], file)
+            return data.name, offset
+
+        pieces = wire.external(model, place)
+    if sum(map(wire.length, pieces)) > wire.LARGEST:
+        raise BadInputError(f"{path.name}: is above 2.1 GB without its weights, which no ONNX file can be")
     with path.open("wb") as file:
-        written = wire.write(model, file)
-    if not written:
-        too_large = model.ByteSize() > wire.LARGEST
-        if too_large:
-            model = deepcopy(model)  # moving weights out of a model changes it
-        onnx.save(model, path, save_as_external_data=too_large, location=path.name + ".data")
+        wire.put(pieces, file)
 
 
-def copy(source: PathLike, target: PathLike) -> None:
+def _refuse_overwriting(piece: wire.Piece, data: Path) -> None:
+    """`data` is in a folder beside which it will be moved: what is read must not lie there."""
+    future = data.parent.parent / data.name
+    if isinstance(piece, storage.Range) and future.exists() and future.samefile(piece.path):
+        raise BadInputError(f"{future}: holds the weights of the model that is read; name another output")
+
+
+def copy(source: PathLike, target: PathLike, *, external_data: bool | None = None) -> None:
     """Copy a model byte for byte, with its external data files, whole or not at all.
+
+    It is read and written instead (see `write`) where `external_data` says how weights are to be kept, or where
+    they are in a folder below the model's.
 
     Raises:
         BadInputError: The source cannot be read, or the target's folder cannot be written.
     """
     file = _existing(source)
-    with _explained(file, "read"), staged(target) as temporary:
+    model = read(file)
+    names = external.names(structure(file))
+    if external_data is not None or any(Path(name).name != name for name in names):
+        save(model, target, external_data=external_data)
+        return
+    with explained(file, "read"), staged(target) as temporary:
         shutil.copyfile(file, temporary)
-        for name in external_files(file):
-            data = file.parent / name
-            if data.resolve().parent != file.parent.resolve():
-                raise BadInputError(f"{file}: external data '{name}' is not beside the model; move it there")
+        for name in names:
             beside = Path(target).parent / name
             if not beside.exists():
-                shutil.copyfile(_existing(data), temporary.parent / name)
-            elif not beside.samefile(data):
+                shutil.copyfile(file.parent / name, temporary.parent / name)
+            elif not beside.samefile(file.parent / name):
                 raise BadInputError(f"{beside}: is another model's data, it seems; choose another folder")
-
-
-def external_files(path: PathLike) -> set[str]:
-    """Names of the files in which a model keeps weights, as the model spells them.
-
-    Raises:
-        BadInputError: The model cannot be read.
-    """
-    file = _existing(path)
-    with _explained(file, "read"):
-        tensors = onnx.external_data_helper._get_all_tensors(_structure(file))
-    return {
-        entry.value
-        for tensor in tensors
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-
-
-@contextlib.contextmanager
-def staged(path: PathLike) -> Iterator[Path]:
-    """Give a path to write at; what stands there at the end moves to `path`, on any error it vanishes.
-
-    The path lies in a folder `.<name>.repfuse-*` beside the target (the same file system, so that moving is
-    atomic) and has the target's file name, so that external data lies where the model looks for it.
-
-    Raises:
-        BadInputError: The target's folder does not exist or cannot be written.
-    """
-    target = Path(path)
-    with _explained(target, "written"):
-        if target.is_dir():
-            raise BadInputError(f"{target}: is a folder; name a file")
-    try:
-        folder = tempfile.mkdtemp(prefix=f".{target.name}.repfuse-", dir=target.parent)
-    except OSError as error:
-        raise BadInputError(f"{target}: cannot write in '{target.parent}': {error.strerror}") from error
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        temporary = Path(folder) / target.name
-        with _explained(target, "written"):
-            yield temporary
-            # The model goes last: a reader who sees it finds its data in place.
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == temporary):
-                file.chmod(0o666 & ~_umask())
-                file.replace(target.parent / file.name)
-
-
-@contextlib.contextmanager
-def _explained(path: Path, verb: str) -> Iterator[None]:
-    """Turn the system's and protobuf's errors into ours."""
-    try:
-        yield
-    except DecodeError as error:
-        raise BadInputError(f"{path}: not an ONNX file (it cannot be parsed); export it again") from error
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot be {verb}: {error.strerror or error}") from error
 
 
 def _existing(path: PathLike) -> Path:
     file = Path(path)
-    with _explained(file, "read"):
+    with explained(file, "read"):
         if file.is_dir():
             raise BadInputError(f"{file}: is a folder; name an .onnx file")
         if not file.exists():
             raise BadInputError(f"{file}: no such file")
+        if not file.is_file():
+            raise BadInputError(f"{file}: is no regular file; save the model to one")
     return file
-
-
-def _structure(file: Path) -> onnx.ModelProto:
-    """Read a model without its external data; in protobuf's format, whatever the file is called."""
-    return onnx.load(file, format="protobuf", load_external_data=False)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _first_line(error: Exception) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_average_pool import AveragePool_19
 from onnx.reference.ops.op_conv import Conv as ReferenceConv
 
+from repfuse import storage
 from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
 
 Array = NDArray[Any]
@@ -66,10 +67,15 @@ class Graph:
             if name in inputs or not name or position in needed:
                 continue
             if position is not None:
-                needed.add(position)
-                pending += self.nodes[position].input
+                node = self.nodes[position]
+                value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
+                if node.op_type == "Constant" and value is not None:
+                    constants[name] = storage.values(value)
+                else:
+                    needed.add(position)
+                    pending += node.input
             elif name in self._initializers:
-                constants[name] = numpy_helper.to_array(self._initializers[name])
+                constants[name] = storage.values(self._initializers[name])
             else:
                 return None
         nodes = [self.nodes[position] for position in sorted(needed)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from repfuse.storage import Spill
 from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
 
 
@@ -38,10 +39,11 @@ class _Changes:
 class Patch:
     """Collects the edits of a model and applies them at once."""
 
-    def __init__(self, model: ModelProto, scopes: Sequence[Scope]) -> None:
-        """`scopes`: all graphs of `model`. No node is changed before `apply`."""
+    def __init__(self, model: ModelProto, scopes: Sequence[Scope], spill: Spill | None = None) -> None:
+        """`scopes`: all graphs of `model`. No node is changed before `apply`. `spill` takes large constants."""
         self._model = model
         self._scopes = scopes
+        self._spill = spill
         self._changes = {id(scope): _Changes() for scope in scopes}
         self._names = set(_all_names(scopes))
 
@@ -60,6 +62,8 @@ class Patch:
         An initializer goes into the model at once, not to be held twice: all of them are as large as the model.
         """
         tensor.name = self.fresh(stem)
+        if self._spill:
+            self._spill.take(tensor)
         changes, graph = self._changes[id(scope)], scope.proto
         changes.added.add(tensor.name)
         old = self._model.ir_version < FIRST_OVERRIDABLE_IR  # initializers must be inputs, too

@@ -16,11 +16,13 @@ from repfuse.backends import Array, BackendError, backends_named
 from repfuse.bench import benchmark
 from repfuse.blockcheck import check_blocks
 from repfuse.errors import BadInputError, VerificationError
-from repfuse.fusion import fuse
+from repfuse.fusion import fuse_file as fuse
 from repfuse.inputs import load_input_data, parse_input_shape, resolve_inputs
 from repfuse.patterns import load_patterns
 from repfuse.report import Report
+from repfuse.staging import staged
 from repfuse.stats import measure_file
+from repfuse.storage import Spill
 from repfuse.verification import verify
 from repfuse.voice import Tell, Voice
 
@@ -41,6 +43,7 @@ class Options:
         input_shapes: Such as `images:1,3,640,640`.
         input_data: An .npz or .npy file to feed models with.
         seed: Of random inputs.
+        external_data: Whether large tensors are written into OUT.onnx.data; None if they do not fit elsewhere.
         dry_run: Write nothing.
         json: Where to write the report.
         quiet: Print errors only.
@@ -58,6 +61,7 @@ class Options:
     input_shapes: tuple[str, ...]
     input_data: Path | None
     seed: int
+    external_data: bool | None
     dry_run: bool
     json: Path | None
     quiet: bool
@@ -88,7 +92,7 @@ def run(options: Options) -> None:
     except VerificationError as error:
         failure = error
     if options.json:
-        with model_io.staged(options.json) as temporary:
+        with staged(options.json) as temporary:
             text = json.dumps(report.as_dict(found, __version__), indent=2, allow_nan=False)
             temporary.write_text(f"{text}\n", "utf-8")
     if failure:
@@ -124,7 +128,7 @@ def _fuse(options: Options, found: Report, voice: Voice) -> None:
         else:
             found.before = measure_file(options.source, input_shapes=feeding.shapes)
             if options.target and not options.dry_run:
-                model_io.copy(options.source, options.target)
+                model_io.copy(options.source, options.target, external_data=options.external_data)
     found.written = not options.dry_run
     voice.say("", report.ending(found))
 
@@ -133,7 +137,7 @@ def _fuse(options: Options, found: Report, voice: Voice) -> None:
 def _destination(options: Options) -> Iterator[Path]:
     """Where the fused model is built: beside the target, or for a dry run wherever temporary files go."""
     if options.target and not options.dry_run:
-        with model_io.staged(options.target) as path:
+        with staged(options.target) as path:
             yield path
     else:
         with tempfile.TemporaryDirectory(prefix="repfuse-") as folder:
@@ -146,13 +150,15 @@ def _write_fused(options: Options, found: Report, fused: Path, tell: Tell) -> bo
     Returns:
         Whether anything was fused; if not, nothing is written.
     """
-    result = fuse(options.source, patterns=options.patterns or None, on_progress=tell)
-    found.edits, found.remarks = result.edits, result.remarks
-    if result.changed and not options.no_verify:
-        found.blocks = check_blocks(model_io.load(options.source), result, on_progress=tell)
-    if result.changed:
-        tell("writing")
-        model_io.write(result.model, fused)
+    with tempfile.TemporaryDirectory(dir=fused.parent) as folder:
+        spill = Spill(Path(folder, "weights"))
+        result = fuse(options.source, spill, patterns=options.patterns or None, on_progress=tell)
+        found.edits, found.remarks = result.edits, result.remarks
+        if result.changed and not options.no_verify:
+            found.blocks = check_blocks(model_io.read(options.source), result, on_progress=tell)
+        if result.changed:
+            tell("writing")
+            model_io.write(result.model, fused, external_data=options.external_data)
     return result.changed
 
 

@@ -1,10 +1,9 @@
-"""Turning a chosen candidate into nodes: a Conv, Gemm or MatMul for each merge, and Adds for what stays."""
+"""Turning a chosen candidate into nodes: a Conv or Gemm for each merge, and Adds for what stays beside them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -14,7 +13,7 @@ from repfuse.derive import Derived, derive
 from repfuse.groups import Groups
 from repfuse.patch import Patch
 from repfuse.remarks import Edit, Outcome, Remark, label
-from repfuse.window import Layout, Refusal, Window
+from repfuse.window import Refusal, Window
 
 FUSED_FROM = "repfuse.fused_from"
 """The metadata key under which a new node names the nodes that it replaced, as a JSON list."""
@@ -74,13 +73,13 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
     """The new nodes, in order; the last one computes what the candidate's root computed."""
     root = groups.scope.nodes[candidate.root]
     stem = root.name or root.output[0]
-    nodes: list[NodeProto] = []
-    totals = []
-    for merge, each in zip(candidate.merges, derived, strict=True):
-        nodes += _merged(groups, merge, each, stem, patch)
-        totals.append(nodes[-1].output[0])
-    total, *others = totals
-    for tensor, sign in [(name, 1) for name in others] + [(o.tensor, o.sign) for o in candidate.rest]:
+    made = [
+        _merged(groups, merge, each, stem, patch)
+        for merge, each in zip(candidate.merges, derived, strict=True)
+    ]
+    adds = [(node.output[0], 1) for node in made[1:]] + [(o.tensor, o.sign) for o in candidate.rest]
+    nodes, total = made, made[0].output[0]
+    for tensor, sign in adds:
         name = patch.fresh(f"{stem}/fused_add")
         nodes.append(helper.make_node("Add" if sign > 0 else "Sub", [total, tensor], [name], name=name))
         total = name
@@ -88,37 +87,26 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
     return nodes
 
 
-def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> list[NodeProto]:
-    """A Conv, a Gemm, or a MatMul with the Add of its bias: what the layout asks for."""
-    op_type, kind = _OPERATORS.get(derived.window.layout, ("Conv", "conv"))
-    name = patch.fresh(f"{stem}/fused_{kind}")
+def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> NodeProto:
+    """A Conv; or a Gemm, if it acts on vectors."""
+    axes = derived.window.axes
+    name = patch.fresh(f"{stem}/fused_{'gemm' if derived.window.vector else 'conv'}")
     inputs = [merge.source, patch.add_constant(groups.scope, f"{name}.weight", derived.weight)]
     if derived.bias is not None:
         inputs.append(patch.add_constant(groups.scope, f"{name}.bias", derived.bias))
-    if op_type == "Conv":
-        return [helper.make_node("Conv", inputs, [name], name=name, **_geometry(derived.window))]
-    if op_type == "Gemm":
-        return [helper.make_node("Gemm", inputs, [name], name=name, transB=1)]
-    nodes = [helper.make_node("MatMul", inputs[:2], [name], name=name)]
-    if derived.bias is not None:
-        shifted = patch.fresh(f"{stem}/fused_bias")
-        nodes.append(helper.make_node("Add", [name, inputs[2]], [shifted], name=shifted))
-    return nodes
-
-
-_OPERATORS = {Layout.FLAT: ("Gemm", "gemm"), Layout.LAST: ("MatMul", "matmul")}
-
-
-def _geometry(window: Window) -> dict[str, Any]:
-    """A Conv's attributes."""
-    axes = window.axes
-    return {
-        "kernel_shape": [axis.kernel for axis in axes],
-        "strides": [axis.stride for axis in axes],
-        "dilations": [axis.dilation for axis in axes],
-        "pads": [axis.begin for axis in axes] + [axis.end for axis in axes],
-        "group": window.group,
-    }
+    if derived.window.vector:
+        return helper.make_node("Gemm", inputs, [name], name=name, transB=1)
+    return helper.make_node(
+        "Conv",
+        inputs,
+        [name],
+        name=name,
+        kernel_shape=[axis.kernel for axis in axes],
+        strides=[axis.stride for axis in axes],
+        dilations=[axis.dilation for axis in axes],
+        pads=[axis.begin for axis in axes] + [axis.end for axis in axes],
+        group=derived.window.group,
+    )
 
 
 def _take_over_metadata(node: NodeProto, replaced: Sequence[NodeProto]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from repfuse import shapes
+from repfuse import model_io, shapes
 from repfuse.view import subgraphs
 
 FLOATS = frozenset(
@@ -51,7 +51,7 @@ def measure_file(path: Path, *, input_shapes: Mapping[str, Sequence[int]] | None
         input_shapes: Extents for the inputs of these names; multiply-adds are counted for them in place of
             those that the model declares (or leaves open).
     """
-    model = onnx.load(path, load_external_data=False)
+    model = model_io.structure(path)
     for value in model.graph.input:
         if input_shapes and value.name in input_shapes:
             _set_shape(value, input_shapes[value.name])

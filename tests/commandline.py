@@ -89,7 +89,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let fusing spoil a weight."""
-    original = fusion.fuse
+    original = fusion.fuse_file
 
     def spoil(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

@@ -1,0 +1,216 @@
+"""Where a tensor's bytes are: in the model, or in a range of a file that is read when they are asked for.
+
+A model of many gigabytes is held as its structure. In place of a large tensor's `raw_data` stands a *note*, which
+says in which file, and where in it, the bytes are. Values are read one tensor at a time (`values`); writing
+copies ranges from file to file. Notes begin with bytes drawn anew in each process, so that none can be forged by a
+model, and are never written: what leaves this package has its bytes (`fill`) or external data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from repfuse.errors import BadInputError
+
+LEAST = 8192
+"""Bytes: smaller data stay in the model. Shape inference needs those of up to 256 elements."""
+
+MARK = secrets.token_bytes(16)
+"""How a note begins."""
+
+_FIXED = struct.Struct("<QQQ")
+
+_CHUNK = 2**20
+
+_UNSUPPORTED = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+"""What systems say that cannot copy between two files themselves."""
+
+_PLAIN: dict[int, str] = {
+    TensorProto.FLOAT: "<f4",
+    TensorProto.FLOAT16: "<f2",
+    TensorProto.DOUBLE: "<f8",
+}
+"""Types whose raw data numpy reads as they are: several times faster than asking onnx, for hundreds of tensors."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes of a file.
+
+    Attributes:
+        path: The file.
+        offset: Where the first byte is.
+        length: How many bytes there are.
+        changed: When the file was last changed, in nanoseconds; 0 for a file of our own, which may grow.
+    """
+
+    path: str
+    offset: int
+    length: int
+    changed: int = 0
+
+    @staticmethod
+    def of(note: bytes) -> Range | None:
+        """What a note says; None for bytes that are no note."""
+        if not note.startswith(MARK):
+            return None
+        start = len(MARK) + _FIXED.size
+        offset, length, changed = _FIXED.unpack(note[len(MARK) : start])
+        return Range(os.fsdecode(note[start:]), offset, length, changed)
+
+    def note(self) -> bytes:
+        """The note that says this."""
+        return MARK + _FIXED.pack(self.offset, self.length, self.changed) + os.fsencode(self.path)
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            BadInputError: The file was changed since it was first looked at.
+            OSError: It cannot be read.
+        """
+        with self.opened() as file:
+            return file.read(self.length)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """The file at the first byte; raises as `read` does."""
+        with open(self.path, "rb") as file:  # noqa: PTH123  (a Path costs more than the opening)
+            found = os.fstat(file.fileno())
+            if (
+                self.changed and found.st_mtime_ns != self.changed
+            ) or found.st_size < self.offset + self.length:
+                raise BadInputError(f"{self.path}: was changed while it was being worked on; start again")
+            file.seek(self.offset)
+            yield file
+
+    def copy_to(self, target: BinaryIO) -> None:
+        """Append the bytes to a file, within the system where it can do that; raises as `read` does."""
+        with self.opened() as source:
+            target.flush()
+            left = self.length
+            while left and (copied := _copied_by_system(source, target, left)):
+                left -= copied
+            while left and (chunk := source.read(min(left, _CHUNK))):
+                target.write(chunk)
+                left -= len(chunk)
+
+
+def _copied_by_system(source: BinaryIO, target: BinaryIO, length: int) -> int:
+    """Copy some bytes from where one file stands to where another does; 0 where that is not supported."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    try:
+        return os.copy_file_range(source.fileno(), target.fileno(), min(length, 2**30))
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return 0
+        raise
+
+
+class Spill:
+    """A file for the bytes of new tensors, so that they need not be held."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+
+    def take(self, tensor: TensorProto) -> None:
+        """Put a tensor's bytes, if they are many, into the file and a note in their place."""
+        data = tensor.raw_data
+        if len(data) >= LEAST:
+            with self._path.open("ab") as file:
+                offset = file.tell()
+                file.write(data)
+            tensor.raw_data = Range(str(self._path), offset, len(data)).note()
+
+
+def values(tensor: TensorProto) -> NDArray[np.generic]:
+    """A tensor's values, wherever they are.
+
+    Raises:
+        BadInputError: The data do not fit the tensor's shape, or their file was changed, or never looked at.
+    """
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise BadInputError(
+            f"tensor '{tensor.name}' is in a file that was not loaded: hand over the model's path"
+        )
+    try:
+        if tensor.data_type not in _PLAIN or not tensor.HasField("raw_data"):
+            return numpy_helper.to_array(filled(tensor))
+        data = tensor.raw_data
+        place = Range.of(data)
+        return np.frombuffer(place.read() if place else data, _PLAIN[tensor.data_type]).reshape(tensor.dims)
+    except OSError as error:
+        raise BadInputError(f"the data of tensor '{tensor.name}' cannot be read: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise BadInputError(
+            f"the data of tensor '{tensor.name}' do not fit its shape {list(tensor.dims)}; "
+            "were the model's weights stripped?"
+        ) from error
+
+
+def filled(tensor: TensorProto) -> TensorProto:
+    """The tensor itself, or where a note stands for its bytes a copy that has them."""
+    place = Range.of(tensor.raw_data) if tensor.HasField("raw_data") else None
+    if place is None:
+        return tensor
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    copy.raw_data = place.read()
+    return copy
+
+
+def fill(model: ModelProto) -> None:
+    """Put bytes in the place of all notes."""
+    for tensor in tensors(model):
+        place = Range.of(tensor.raw_data)
+        if place:
+            tensor.raw_data = place.read()
+
+
+def tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that a model holds: initializers and attributes, of all graphs and functions."""
+    yield from _of_graph(model.graph)
+    for info in model.training_info:
+        yield from _of_graph(info.initialization)
+        yield from _of_graph(info.algorithm)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+        yield from _of_attributes(function.attribute_proto)
+
+
+def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        yield from _of_attributes(node.attribute)
+
+
+def _of_attributes(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    for attribute in attributes:
+        if attribute.HasField("t"):
+            yield attribute.t
+        elif attribute.HasField("g"):
+            yield from _of_graph(attribute.g)
+        elif attribute.HasField("sparse_tensor"):
+            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+        yield from attribute.tensors
+        for graph in attribute.graphs:
+            yield from _of_graph(graph)
