@@ -11,6 +11,8 @@ the nearest value of its type, can cause at that output:
 
     y' - y = sum_i d_i x_i + d,  |d_i| <= ulp(W_i) / 2,  so  |y' - y| <= sum_i ulp(W_i) |x_i| / 2 + ulp(b) / 2
 
+Where a shift t is added before, x stands for the sum, and |W_i| ulp(t) / 2 comes to it for each tap.
+
 Where many weights meet dense noise that is far more than ever happens. The signs of the noise are independent of
 each other and of d, so by Hoeffding's inequality `8 sqrt(sum_i (ulp(W_i) x_i / 2)^2)` is exceeded once in 4e13
 times, however the d_i depend on each other; the smaller of both bounds counts.
@@ -129,7 +131,12 @@ class _Block:
         after = fused.between(self._inputs, edit.output)
         assert after is not None
         self._after = after.wide()
-        self._convs = [_Conv.of(node, after) for node in added if node.op_type in ("Conv", "Gemm")]
+        shifts = {node.output[0]: node for node in added if node.op_type == "Add"}
+        self._convs = [
+            _Conv.of(node, after, shifts.get(node.input[0]))
+            for node in added
+            if node.op_type in ("Conv", "Gemm")
+        ]
 
     def error(self) -> float:
         """The largest error; where small maps cannot be run or do not agree, that of the model's own extents.
@@ -208,7 +215,8 @@ class _Block:
         always, nearly = (
             sum(conv.rounding(sources[conv.source], power) for conv in self._convs) for power in (1, 2)
         )
-        return np.asarray(np.minimum(always, _HOEFFDING * np.sqrt(nearly)))
+        shifts = sum(conv.rounding_of_shift(sources[conv.source]) for conv in self._convs)
+        return np.asarray(np.minimum(always, _HOEFFDING * np.sqrt(nearly)) + shifts)
 
 
 @dataclass(frozen=True)
@@ -225,6 +233,8 @@ class _Conv:
         begins: The padding before.
         ends: The padding behind.
         part: The node alone, with what it rounded off its weight and bias at most in place of these.
+        shift: What is added to the source first, in the model's own type; zero for nothing.
+        sizes: The node alone, with the magnitudes of its weight, no bias and no padding.
     """
 
     source: str
@@ -236,9 +246,12 @@ class _Conv:
     begins: Array
     ends: Array
     part: Part
+    shift: Array
+    sizes: Part
 
     @staticmethod
-    def of(node: NodeProto, around: Part) -> _Conv:
+    def of(node: NodeProto, around: Part, add: NodeProto | None) -> _Conv:
+        """Read a Conv, and the Add of a shift before it, among the nodes `around` it."""
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         weight = around.constants[node.input[1]]
         group = given.get("group", 1)
@@ -246,7 +259,7 @@ class _Conv:
         begins, ends = np.reshape(given.get("pads", [0] * (2 * axes)), (2, axes))
         dilations = np.array(given.get("dilations", [1] * axes), int)
         return _Conv(
-            source=node.input[0],
+            source=add.input[0] if add else node.input[0],
             channels=weight.shape[1] * group,
             group=group,
             columns=math.prod(weight.shape[1:]) * group,
@@ -256,6 +269,15 @@ class _Conv:
             ends=ends,
             part=Part(
                 [node], {name: _half_ulp(around.constants[name]) for name in node.input[1:]}, around.imports
+            ),
+            shift=around.constants[add.input[1]] if add else np.zeros(1),
+            sizes=Part(
+                [_unpadded(node)],
+                {
+                    name: abs(wide(around.constants[name])) * (slot == 0)
+                    for slot, name in enumerate(node.input[1:])
+                },
+                around.imports,
             ),
         )
 
@@ -288,7 +310,28 @@ class _Conv:
         """The sum, over taps, of the powers of what rounding the weight may change there."""
         constants = {name: value**power for name, value in self.part.constants.items()}
         part = Part(self.part.nodes, constants, self.part.imports)
-        return part.run({self.source: np.abs(source) ** power})[self.part.nodes[0].output[0]]
+        return self._run(part, np.abs(source + wide(self.shift)) ** power)
+
+    def rounding_of_shift(self, source: Array) -> Array | float:
+        """What rounding the shift may change at most: if it does so at each tap, in the padding or not."""
+        if not np.any(self.shift):
+            return 0.0
+        padded = source.shape[2:] + self.begins + self.ends
+        return self._run(self.sizes, np.broadcast_to(_half_ulp(self.shift), (*source.shape[:2], *padded)))
+
+    @staticmethod
+    def _run(part: Part, values: Array) -> Array:
+        (node,) = part.nodes
+        return part.run({node.input[0]: values})[node.output[0]]
+
+
+def _unpadded(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    for attribute in list(copy.attribute):
+        if attribute.name == "pads":
+            copy.attribute.remove(attribute)
+    return copy
 
 
 def _half_ulp(values: Array) -> Array:

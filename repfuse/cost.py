@@ -40,14 +40,17 @@ class Cost(NamedTuple):
 
 
 def conv(window: Window, *, alone: bool = False) -> Cost:
-    """The cost of a Conv with this window; `alone` where no Add follows it."""
+    """The cost of a Conv with this window, and of the Add that a shift takes; `alone` where no Add follows it."""
     outputs, inputs = window.channels or (1, 1)
     arithmetic = float(window.elements)
     if window.depthwise:
         arithmetic *= DEPTHWISE
         if alone and slow_alone(window):
             arithmetic *= _SLOW_ALONE_FACTOR
-    return Cost(arithmetic, MOVED * (outputs + inputs * window.stride))
+    moved = outputs + inputs * window.stride
+    if window.shifted:  # an Add stays before it
+        moved += 2 * inputs * window.stride
+    return Cost(arithmetic, MOVED * moved)
 
 
 def slow_alone(window: Window) -> bool:

@@ -23,23 +23,32 @@ class Derived:
         window: Its geometry, without negative padding.
         weight: Shape `(C_out, C_in / group, *kernel)`.
         bias: Shape `(C_out,)`; None for a Conv where it is zero.
+        shift: What must be added to the input first; a scalar, or shape `(C_in, 1, ...)`. None for nothing.
     """
 
     window: Window
     weight: TensorProto
     bias: TensorProto | None
+    shift: TensorProto | None
 
 
 def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
     """Compute the one Conv that a merge amounts to."""
     reader = _Reader(groups, merge.source)
     with np.errstate(all="ignore"):  # what is not finite is refused below
-        exact = [reader.merged(merge)]
+        try:
+            exact = [reader.merged(merge)]
+        except _BordersDifferError:
+            return Refusal("pads with zeros tensors of different shifts, so its border would differ")
     if len(reader.weight_types) != 1:
         return Refusal("mixes weights of different types")
     data_type = reader.weight_types.pop()
     del reader  # what it read may be as large as what it made
     return _rounded(exact.pop(), data_type)
+
+
+class _BordersDifferError(Exception):
+    """Branches find different values outside their source."""
 
 
 class _Reader:
@@ -84,6 +93,8 @@ class _Reader:
         """Add up branches, whose windows are known to have a sum."""
         window = self._groups.sum([branch.window for branch in branches], self._source)
         assert isinstance(window, Window)
+        if kernel.common_outside(branches) is None:
+            raise _BordersDifferError
         return kernel.add(branches, window)
 
     def _apply(self, position: int) -> EquivalentKernel:
@@ -109,18 +120,38 @@ def _signed(branch: EquivalentKernel, sign: int) -> EquivalentKernel:
 
 def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     """Round a kernel to a model's type, once."""
+    dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    if not np.all(np.isfinite(exact.outside)):
+        return Refusal(
+            "is padded where a channel was multiplied by zero and shifted, so its border would differ"
+        )
+    with np.errstate(over="ignore"):
+        outside = exact.outside.astype(dtype)
+    shift = _shift(outside, len(exact.window.axes))
+    with np.errstate(all="ignore"):
+        exact = kernel.zero_padded(exact, outside.astype(np.float64))
     window = exact.window
     # Before version 11, Gemm has no optional operand.
     biased = bool(np.any(exact.bias)) or window.vector
+    if not np.all(np.isfinite(outside)):
+        return Refusal(f"would overflow {np.dtype(dtype).name}")
     if not all(np.all(np.isfinite(array)) for array in (exact.weight, exact.bias)):
         return Refusal("has a weight that is infinite or not a number")
-    dtype = helper.tensor_dtype_to_np_dtype(data_type)
     with np.errstate(over="ignore"):
         weight, bias = (array.astype(dtype) for array in (exact.weight, exact.bias))
     del exact
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
-    return Derived(window, _tensor(weight), _tensor(bias) if biased else None)
+    return Derived(window, _tensor(weight), _tensor(bias) if biased else None, shift)
+
+
+def _shift(outside: Array, rank: int) -> TensorProto | None:
+    """What to add to a tensor so that zero takes the place of its outside value."""
+    if not np.any(outside):
+        return None
+    if np.all(outside == outside[0]):
+        return _tensor(-outside[0])
+    return _tensor(-outside.reshape(-1, *(1,) * rank))
 
 
 def _tensor(array: Array) -> TensorProto:

@@ -173,6 +173,8 @@ class Groups:
 
     def _passes_through(self, tensor: str, found: Mapping[str, Form]) -> bool:
         """Whether a tensor is of no use as a source: one pointwise op makes it, one op uses it."""
+        if any(form.window.shifted for form in found.values()):  # from farther away, it takes an Add
+            return False
         if tensor in self.scope.kept or len(self.scope.consumers(tensor)) > 1:
             return False
         producer = self.scope.producer(tensor)

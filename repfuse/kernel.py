@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,18 +25,21 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class EquivalentKernel:
-    """What a linear op, a branch or a group amounts to: `y = weight * x + bias`.
+    """What a linear op, a branch or a group amounts to: `y = weight * x + bias`, x padded with `outside`.
 
     Attributes:
         window: The geometry.
         weight: Shape `(C_out, C_in / group, *kernel)`; `(1, 1, *kernel)` where the window treats all channels
             alike. Of any float type: the first arithmetic done with it makes it float64.
         bias: Shape `(C_out,)`, or `(1,)` where the window treats all channels alike; float64.
+        outside: What taps find outside the input; shape `(C_in,)`, or `(1,)` where it is one for all channels;
+            float64, zero where the window is not `shifted`. Infinite where no value would do.
     """
 
     window: Window
     weight: Array
     bias: Array
+    outside: Array = field(default_factory=lambda: np.zeros(1))
 
 
 def identity() -> EquivalentKernel:
@@ -71,22 +74,24 @@ def compose(first: EquivalentKernel, second: EquivalentKernel) -> EquivalentKern
     """`second` applied to what `first` computes (transform III; transform I where one of them is pointwise).
 
     `W[o, i, t + stride_first * u] = sum over m of W_second[o, m, u] * W_first[m, i, t]`, and
-    `b[o] = b_second[o] + sum over m and u of W_second[o, m, u] * b_first[m]`.
+    `b[o] = b_second[o] + sum over m and u of W_second[o, m, u] * b_first[m]`. The outside value is that of
+    `first`; or, if a scale and a shift come first, the value that they map to the one of `second`.
 
     Raises:
         ValueError: `window.compose` refuses the two.
     """
     window = _exact(geometry.compose(first.window, second.window))
+    outside = _outside(first, second) if window.shifted else np.zeros(1)
     if second.window.pointwise and second.window.depthwise:
         scale = second.weight.astype(np.float64).reshape(-1)
         weight = first.weight * _column(scale, first.weight.ndim)
-        return _kernel(window, weight, first.bias * scale + second.bias)
+        return _kernel(window, weight, first.bias * scale + second.bias, outside)
     first, second = _with_channels(first, second)
     if first.window.pointwise and first.window.depthwise:
         weight = second.weight * _per_input(first.weight.astype(np.float64).reshape(-1), second)
     else:
         weight = _convolve(first, second, window)
-    return _kernel(window, weight, second.bias + _sum_of_shifts(first.bias, second))
+    return _kernel(window, weight, second.bias + _sum_of_shifts(first.bias, second), outside)
 
 
 def add(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel:
@@ -95,7 +100,13 @@ def add(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel
     Args:
         kernels: The branches.
         window: The sum's geometry, which `window.add` gives.
+
+    Raises:
+        ValueError: Padded branches find different values outside.
     """
+    outside = common_outside(kernels)
+    if outside is None:
+        raise ValueError("the outside values differ")
     outputs, inputs = window.channels or (1, 1)
     shape = (outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes))
     rest = list(kernels)
@@ -104,7 +115,28 @@ def add(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel
     weight = np.zeros(shape) if full is None else rest.pop(full).weight.astype(np.float64).reshape(shape)
     for kernel in rest:
         _accumulate(weight, window, kernel)
-    return EquivalentKernel(window, weight, sum((kernel.bias for kernel in kernels), np.zeros(outputs)))
+    bias = sum((kernel.bias for kernel in kernels), np.zeros(outputs))
+    return EquivalentKernel(window, weight, bias, outside)
+
+
+def common_outside(kernels: Sequence[EquivalentKernel]) -> Array | None:
+    """The outside value of all kernels that read it; None where they differ by more than float64 rounds."""
+    values = [kernel.outside for kernel in kernels if kernel.window.padded]
+    if not all(np.allclose(value, values[0], rtol=2.0**-44, atol=0) for value in values):
+        return None
+    return max(values, key=np.size, default=np.zeros(1))
+
+
+def zero_padded(kernel: EquivalentKernel, outside: Array) -> EquivalentKernel:
+    """The kernel on `x - outside`, where its own outside value is zero: a Conv, as ONNX has it.
+
+    Args:
+        kernel: A kernel.
+        outside: Its outside value, as the subtraction has it: rounded, perhaps. In the interior the bias makes
+            up for the rounding.
+    """
+    bias = kernel.bias + _sum_of_shifts(outside, kernel)
+    return EquivalentKernel(replace(kernel.window, shifted=False), kernel.weight, bias)
 
 
 def _covers(part: Window, whole: Window) -> bool:
@@ -123,11 +155,24 @@ def _exact(window: Window | Refusal) -> Window:
     return window
 
 
-def _kernel(window: Window, weight: Array, bias: Array) -> EquivalentKernel:
+def _outside(first: EquivalentKernel, second: EquivalentKernel) -> Array:
+    """The outside value of a composition whose window is shifted."""
+    if first.window.padded:
+        return first.outside
+    # The x for which `scale * x + shift` is what `second` finds; any x will do where that is so for all.
+    rest, scale = np.broadcast_arrays(
+        second.outside - first.bias, first.weight.astype(np.float64).reshape(-1)
+    )
+    value = np.zeros(rest.shape)
+    np.divide(rest, scale, out=value, where=rest != 0)
+    return value
+
+
+def _kernel(window: Window, weight: Array, bias: Array, outside: Array) -> EquivalentKernel:
     """Put arrays in the shapes that the window asks for: axes of a pointwise op may still be missing."""
     outputs, inputs = window.channels or (1, 1)
     shape = (outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes))
-    return EquivalentKernel(window, weight.reshape(shape), np.broadcast_to(bias, (outputs,)))
+    return EquivalentKernel(window, weight.reshape(shape), np.broadcast_to(bias, (outputs,)), outside)
 
 
 def _column(vector: Array, ndim: int) -> Array:
@@ -166,9 +211,9 @@ def _for_channels(kernel: EquivalentKernel, count: int) -> EquivalentKernel:
     if kernel.window.channels:
         return kernel
     old = kernel.window
-    window = Window((count, count), count, old.axes, old.biased, old.fixed)
+    window = replace(old, channels=(count, count), group=count)
     weight = np.broadcast_to(kernel.weight, (count, 1, *kernel.weight.shape[2:]))
-    return EquivalentKernel(window, weight, np.broadcast_to(kernel.bias, (count,)))
+    return EquivalentKernel(window, weight, np.broadcast_to(kernel.bias, (count,)), kernel.outside)
 
 
 def _embedded(kernel: EquivalentKernel, window: Window) -> EquivalentKernel:
@@ -176,7 +221,7 @@ def _embedded(kernel: EquivalentKernel, window: Window) -> EquivalentKernel:
     outputs, inputs = window.channels or (1, 1)
     weight = np.zeros((outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes)))
     _accumulate(weight, window, kernel)
-    return EquivalentKernel(window, weight, kernel.bias)
+    return EquivalentKernel(window, weight, kernel.bias, kernel.outside)
 
 
 def _accumulate(total: Array, window: Window, kernel: EquivalentKernel) -> None:

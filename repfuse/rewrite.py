@@ -18,6 +18,8 @@ from repfuse.window import Refusal, Window
 FUSED_FROM = "repfuse.fused_from"
 """The metadata key under which a new node names the nodes that it replaced, as a JSON list."""
 
+_STAYS = ", behind a shift that stays, since the border is padded with zeros after it"
+
 
 def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) -> Edit | Remark:
     """Derive a candidate's kernels and hand the new nodes to the patch.
@@ -46,7 +48,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         output=scope.nodes[candidate.root].output[0],
         removed=tuple(scope.name(position) for position in sorted(candidate.replaced)),
         added=tuple(label(node.op_type, node.name, node.output) for node in nodes),
-        kernel=", ".join(describe(each.window) for each in derived),
+        kernel=", ".join(describe(each.window) + _STAYS * (each.shift is not None) for each in derived),
     )
 
 
@@ -73,12 +75,12 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
     """The new nodes, in order; the last one computes what the candidate's root computed."""
     root = groups.scope.nodes[candidate.root]
     stem = root.name or root.output[0]
-    made = [
-        _merged(groups, merge, each, stem, patch)
-        for merge, each in zip(candidate.merges, derived, strict=True)
-    ]
-    adds = [(node.output[0], 1) for node in made[1:]] + [(o.tensor, o.sign) for o in candidate.rest]
-    nodes, total = made, made[0].output[0]
+    nodes: list[NodeProto] = []
+    sums = []
+    for merge, each in zip(candidate.merges, derived, strict=True):
+        nodes += _merged(groups, merge, each, stem, patch)
+        sums.append((nodes[-1].output[0], 1))
+    (total, _), *adds = sums + [(operand.tensor, operand.sign) for operand in candidate.rest]
     for tensor, sign in adds:
         name = patch.fresh(f"{stem}/fused_add")
         nodes.append(helper.make_node("Add" if sign > 0 else "Sub", [total, tensor], [name], name=name))
@@ -87,16 +89,22 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
     return nodes
 
 
-def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> NodeProto:
-    """A Conv; or a Gemm, if it acts on vectors."""
+def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> list[NodeProto]:
+    """A Conv, behind an Add where a shift stays; or a Gemm, if it acts on vectors."""
     axes = derived.window.axes
+    source, shifts = merge.source, []
+    if derived.shift is not None:
+        name = patch.fresh(f"{stem}/fused_shift")
+        constant = patch.add_constant(groups.scope, f"{name}.value", derived.shift)
+        shifts = [helper.make_node("Add", [source, constant], [name], name=name)]
+        source = name
     name = patch.fresh(f"{stem}/fused_{'gemm' if derived.window.vector else 'conv'}")
-    inputs = [merge.source, patch.add_constant(groups.scope, f"{name}.weight", derived.weight)]
+    inputs = [source, patch.add_constant(groups.scope, f"{name}.weight", derived.weight)]
     if derived.bias is not None:
         inputs.append(patch.add_constant(groups.scope, f"{name}.bias", derived.bias))
     if derived.window.vector:
-        return helper.make_node("Gemm", inputs, [name], name=name, transB=1)
-    return helper.make_node(
+        return [helper.make_node("Gemm", inputs, [name], name=name, transB=1)]
+    conv = helper.make_node(
         "Conv",
         inputs,
         [name],
@@ -107,6 +115,7 @@ def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Pa
         pads=[axis.begin for axis in axes] + [axis.end for axis in axes],
         group=derived.window.group,
     )
+    return [*shifts, conv]
 
 
 def _take_over_metadata(node: NodeProto, replaced: Sequence[NodeProto]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
 
 from repfuse.choose import Merge
 from repfuse.groups import Groups, Operand
@@ -13,6 +13,7 @@ _MOST_BRANCHES = 64
 """Nested joins multiply paths; a group of more branches than this is described by its first ones."""
 
 _NEG = Op("neg")
+_AFFINE = {"scale", "shift"}
 _NO_OPS: tuple[Op, ...] = ()
 
 
@@ -21,8 +22,16 @@ def topology(groups: Groups, merge: Merge) -> Topology:
     operands, tail = list(merge.terms), _NO_OPS
     if len(operands) == 1:
         operands, tail = _outermost_join(groups, merge)
-    branches = (path for operand in operands for path in _paths(groups, operand, merge.source, ()))
-    return Topology(tuple(islice(branches, _MOST_BRANCHES)), tail)
+    paths = (path for operand in operands for path in _paths(groups, operand, merge.source, ()))
+    branches = tuple(islice(paths, _MOST_BRANCHES))
+    head = _shared_head(branches) if len(branches) > 1 else 0
+    return Topology(tuple(branch[head:] for branch in branches), tail)
+
+
+def _shared_head(branches: Sequence[tuple[Op, ...]]) -> int:
+    """How many scales and shifts all branches begin with: those before the tensor that they share."""
+    columns = zip(*branches, strict=False)
+    return sum(1 for _ in takewhile(lambda ops: ops[0].kind in _AFFINE and len(set(ops)) == 1, columns))
 
 
 def _outermost_join(groups: Groups, merge: Merge) -> tuple[list[Operand], tuple[Op, ...]]:

@@ -5,7 +5,8 @@ in sequence, or several in parallel, are one convolution: that depends on extent
 be searched without reading a weight. Pure arithmetic on integers; it knows neither ONNX nor numpy.
 
 On each axis, tap `j` of output `i` reads input position `stride * i + dilation * j - begin`; outside the
-input it reads zero. `begin` and `end` may be negative: then the op crops. With `slack = begin + end -
+input it reads the *outside value*, one for each channel: zero, but where a scale and a shift stand before
+zero-padding. `begin` and `end` may be negative: then the op crops. With `slack = begin + end -
 dilation * (kernel - 1)` an input of extent `N` gives `floor((N - 1 + slack) / stride) + 1` outputs.
 """
 
@@ -74,6 +75,7 @@ class Window:
         biased: Whether the constant part may be other than zero.
         fixed: Whether this holds only for the static input extent that the model declares.
         vector: Whether it acts on tensors without spatial axes only, as Gemm does.
+        shifted: Whether the outside value may be other than zero; only of a padded window.
     """
 
     channels: tuple[int, int] | None = None
@@ -82,6 +84,7 @@ class Window:
     biased: bool = False
     fixed: bool = False
     vector: bool = False
+    shifted: bool = False
 
     @property
     def depthwise(self) -> bool:
@@ -92,6 +95,11 @@ class Window:
     def pointwise(self) -> bool:
         """Whether each output reads one input position, that of its own number."""
         return all(axis == _POINT for axis in self.axes)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some tap reads outside the input on any axis."""
+        return any(axis.padded for axis in self.axes)
 
     @property
     def taps(self) -> int:
@@ -118,9 +126,11 @@ IDENTITY = Window()
 def compose(first: Window, second: Window) -> Window | Refusal:
     """`second` applied to what `first` computes, as one window: transform III of DBB (arXiv:2103.13425).
 
-    Zero-padding between the two must be harmless: where `second` reads outside the tensor between them it
-    finds zero, while the composed window takes there what `first` would compute outside. Both agree if
-    `first` has no constant part and all of its taps for such a place lie outside the input as well.
+    Padding between the two must be harmless: where `second` reads outside the tensor between them it finds its
+    outside value, while the composed window takes there what `first` would compute outside. So all taps of
+    `first` for such a place must lie outside the input as well, and what they find there must give that value:
+    zero gives zero, if `first` has no constant part. If `first` is a scale and a shift for each channel, which
+    never reads outside, some value gives it, and becomes the outside value of the composed window.
 
     Returns:
         The window, or why there is none.
@@ -136,14 +146,18 @@ def compose(first: Window, second: Window) -> Window | Refusal:
     for a, b in zip(first.axes, second.axes, strict=True):
         if (a.reach - a.begin >= a.stride and b.begin > 0) or (a.reach > a.end and b.end > 0):
             return Refusal("pads with zeros what an op before it computes from across the border")
-        if first.biased and b.padded:
+    shifted = first.shifted
+    if second.padded and (first.biased or first.shifted or second.shifted):
+        if first.padded or not first.depthwise or first.taps > 1:
             return Refusal("pads with zeros a tensor to which a shift was added, so its border would differ")
+        shifted = True
     return Window(
         *_chained(first, second),
         axes=tuple(_compose_axis(a, b) for a, b in zip(first.axes, second.axes, strict=True)),
         biased=first.biased or second.biased,
         fixed=first.fixed or second.fixed,
         vector=first.vector,
+        shifted=shifted,
     )
 
 
@@ -152,7 +166,8 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
 
     Strides must agree, and so must the output extents: for every input extent where slacks are equal, else
     for the static `extents` of the source. Kernels are aligned by the input positions that their taps read,
-    and the sum is their bounding box on the coarsest grid that holds all taps.
+    and the sum is their bounding box on the coarsest grid that holds all taps. Padded windows must find one
+    value outside: all of them zero, or all of them another one, which is compared when weights are read.
 
     Args:
         windows: At least one.
@@ -182,8 +197,12 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
         axes.append(axis)
         fixed = fixed or len({a.slack for a in column}) > 1
     group = math.gcd(*(window.group for window in alike))
+    outside = {window.shifted for window in alike if window.padded}
+    if len(outside) > 1:
+        return Refusal("pads with zeros tensors of different shifts, so its border would differ")
     biased = any(window.biased for window in alike)
-    return Window(channels, group, tuple(axes), biased, fixed, alike[0].vector)
+    shifted = True in outside
+    return Window(channels, group, tuple(axes), biased, fixed, alike[0].vector, shifted)
 
 
 def emittable(window: Window) -> Window:

@@ -13,7 +13,7 @@ from onnx.helper import make_node as node
 from onnx.reference import ReferenceEvaluator
 
 from repfuse import window
-from repfuse.kernel import EquivalentKernel
+from repfuse.kernel import EquivalentKernel, zero_padded
 from repfuse.view import Scope, scopes
 
 __all__ = ["apply", "constant_node", "conv_nodes", "draw", "main_scope", "model", "node", "run", "tensor"]
@@ -89,7 +89,9 @@ def main_scope(proto: onnx.ModelProto) -> Scope:
 def conv_nodes(
     kernel: EquivalentKernel, source: str, target: str, channels: int, rank: int
 ) -> tuple[list[NodeProto], dict[str, Array]]:
-    """A kernel as a Slice, where it crops, and a Conv, with the constants that these use.
+    """A kernel as an Add, where zero is not what it finds outside, a Slice, where it crops, and a Conv.
+
+    Returns the constants that these use, too.
 
     Args:
         kernel: The kernel.
@@ -98,14 +100,20 @@ def conv_nodes(
         channels: How many channels the source has.
         rank: How many spatial axes the source has.
     """
+    nodes = []
+    constants = {}
+    if kernel.window.shifted:
+        constants[f"{target}.shift"] = -kernel.outside.reshape(-1, *(1,) * rank)
+        nodes.append(node("Add", [source, f"{target}.shift"], [f"{target}.shifted"]))
+        source = f"{target}.shifted"
+        kernel = zero_padded(kernel, kernel.outside)
     axes = window.with_rank(kernel.window, rank).axes
     outputs, _ = kernel.window.channels or (channels, channels)
     group = kernel.window.group or channels
     taps = [axis.kernel for axis in axes]
     weight = kernel.weight.reshape(*kernel.weight.shape[:2], *taps)
     weight = np.broadcast_to(weight, (outputs, channels // group, *taps))
-    constants = {f"{target}.weight": weight, f"{target}.bias": np.broadcast_to(kernel.bias, (outputs,))}
-    nodes = []
+    constants |= {f"{target}.weight": weight, f"{target}.bias": np.broadcast_to(kernel.bias, (outputs,))}
     if any(min(axis.begin, axis.end) < 0 for axis in axes):
         constants[f"{target}.starts"] = np.array([max(0, -axis.begin) for axis in axes])
         constants[f"{target}.ends"] = np.array([axis.end if axis.end < 0 else 2**63 - 1 for axis in axes])

@@ -79,18 +79,12 @@ QUICK_GELU = """
     g = Sigmoid s
     y = Mul x g
 """
-HARD_SWISH = """
+HARD_SWISH_BEFORE_ITS_FACTOR = """
     a = Add x 3
     c = Clip a 0 6
-    m = Mul x c
-    y = Div m 6
+    y = Mul x c
 """
-HARD_SWISH_BY_A_FACTOR = """
-    a = Add x 3
-    c = Clip a 0 6
-    m = Mul x c
-    y = Mul m 0.16666667
-"""
+HARD_SWISH = HARD_SWISH_BEFORE_ITS_FACTOR.replace("y =", "m =") + "y = Div m 6"
 HARD_SWISH_GATE_FIRST = """
     a = Add x 3
     c = Clip a 0 6
@@ -110,8 +104,7 @@ WHOLE = [
         for number, order in enumerate((FACTOR_LAST, FACTOR_FIRST, GATE_FIRST))
     ),
     pytest.param("a QuickGELU", QUICK_GELU, id="quick-gelu"),
-    pytest.param("a HardSwish", HARD_SWISH, id="hard-swish"),
-    pytest.param("a HardSwish", HARD_SWISH_BY_A_FACTOR, id="hard-swish-by-a-factor"),
+    pytest.param("a HardSwish", HARD_SWISH_BEFORE_ITS_FACTOR, id="hard-swish-before-its-factor"),
     pytest.param("a HardSwish", HARD_SWISH_GATE_FIRST, id="hard-swish-gate-first"),
     pytest.param("a HardSigmoid", HARD_SIGMOID, id="hard-sigmoid"),
 ]
@@ -212,6 +205,12 @@ def test_each_row_of_the_table_finds_an_idiom(row: int, monkeypatch: pytest.Monk
             GELU.replace("p = Mul x o", "n = Relu x\n p = Mul n o"),
             "Div Erf Add Relu Mul",
             id="gelu-of-two-tensors",
+        ),
+        pytest.param(HARD_SWISH, "Add Clip Mul", id="factor-of-a-hard-swish"),
+        pytest.param(
+            HARD_SWISH.replace("Div m 6", "Mul m 0.16666667"),
+            "Add Clip Mul",
+            id="factor-of-a-hard-swish-by-mul",
         ),
         pytest.param(
             HARD_SWISH.replace("c = Clip a 0 6", "c = Relu a"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import count
 
 import numpy as np
@@ -143,27 +144,31 @@ def test_compose(case: tuple[EquivalentKernel, EquivalentKernel, Array]) -> None
 @thoroughly
 @given(AXES, AXES, st.booleans(), SEEDS)
 def test_compose_refuses_what_no_conv_computes(a: Axis, b: Axis, biased: bool, seed: int) -> None:
-    """A Conv does not know of the border between the two: it goes on with `first` where `second` pads."""
+    """A Conv does not know of the border between the two: it goes on with `first` where `second` pads.
+
+    If `first` is a scale and a shift, it goes on with the value for which that gives zero.
+    """
     b = b._replace(stride=1)  # else it may skip the place that differs, and is refused all the same
     random = np.random.default_rng(seed)
     first, second = weighted(Window(axes=(a,), biased=biased), random), weighted(Window(axes=(b,)), random)
+    outside = -first.bias[0] / first.weight.item() if a.kernel == 1 and not a.padded else 0.0
     same = []
     # Large enough for any two kernels to fit, and one extent for each phase of the stride.
     for extent in range(56, 56 + a.stride):
         x = random.normal(size=extent)
         bounded = outputs_of([first, second], x.reshape(1, 1, -1)).ravel()
-        between = _boundless(first, x, range(-b.begin, len(bounded) + b.reach - b.begin))
+        between = _boundless(first, x, outside, range(-b.begin, len(bounded) + b.reach - b.begin))
         taps = enumerate(second.weight.ravel())
         boundless = sum(w * between[b.dilation * j :][: len(bounded)] for j, w in taps)
         same.append(np.allclose(bounded, boundless, rtol=0, atol=1e-12))
     assert all(same) is bool(window.compose(first.window, second.window))
 
 
-def _boundless(conv: EquivalentKernel, x: Array, places: range) -> Array:
+def _boundless(conv: EquivalentKernel, x: Array, outside: float, places: range) -> Array:
     """What a 1-D kernel of one channel computes at any places, also before and beyond its outputs."""
     (axis,) = conv.window.axes
     margin = 99
-    plane = np.pad(x, margin)
+    plane = np.pad(x, margin, constant_values=outside)
     starts = axis.stride * np.array(places) - axis.begin + margin
     total: Array = sum(w * plane[starts + axis.dilation * j] for j, w in enumerate(conv.weight.ravel()))
     return total + conv.bias
@@ -269,7 +274,7 @@ def test_affine_before_and_after(
     for before in (True, False):
         channels = conv.weight.shape[0] if not before else x.shape[1]
         scale, shift = random.normal(size=(2, channels if per_channel else 1))
-        if not shifting or (before and any(axis.padded for axis in conv.window.axes)):
+        if not shifting:
             shift = np.zeros_like(shift)
         tensors = ("x", "a", "b", "y") if before else ("c", "a", "y", "c")
         source, scaled, shifted, target = tensors
@@ -283,6 +288,89 @@ def test_affine_before_and_after(
             affine = kernel.affine(scale, shift, axes)
             pair = (affine, conv) if before else (conv, affine)
             assert_same(apply(kernel.compose(*pair), x), expected)
+
+
+def affine_nodes(scale: Array, shift: Array, rank: int) -> tuple[list[NodeProto], dict[str, Array]]:
+    """`a = scale * x + shift` as exporters write it, with the constants that it uses."""
+    shape = (-1, *(1,) * rank)
+    constants = {"a.scale": scale.reshape(shape), "a.shift": shift.reshape(shape)}
+    return [
+        node("Mul", ["a.scale", "x"], ["a.scaled"]),
+        node("Add", ["a.scaled", "a.shift"], ["a"]),
+    ], constants
+
+
+SCALES = st.tuples(st.booleans(), SEEDS)
+"""Whether there is one value for each channel, and the seed of the values."""
+
+
+def affine(of: tuple[bool, int], channels: int) -> tuple[Array, Array]:
+    per_channel, seed = of
+    scale, shift = np.random.default_rng(seed).normal(size=(2, channels if per_channel else 1))
+    return scale, shift
+
+
+@thoroughly
+@given(single(), st.lists(SCALES, min_size=2, max_size=4))
+def test_scales_and_shifts_in_a_row(
+    case: tuple[EquivalentKernel, Array], drawn: list[tuple[bool, int]]
+) -> None:
+    """However they are put together: from the source on, or from the Conv back."""
+    conv, x = case
+    pairs = [affine(each, x.shape[1]) for each in drawn]
+    ops = [kernel.affine(*pair, x.ndim - 2) for pair in pairs]
+    from_source = kernel.compose(reduce(kernel.compose, ops), conv)
+    from_conv = reduce(lambda after, before: kernel.compose(before, after), [conv, *reversed(ops)])
+    values = x
+    for scale, shift in pairs:
+        nodes, constants = affine_nodes(scale, shift, x.ndim - 2)
+        values = run(model(nodes, {"x": x.shape}, ["a"], constants, dtype=np.float64), values)
+    expected = apply(conv, values)
+    magnitude = max(1, *(np.abs(each.outside).max() for each in (from_source, from_conv)))
+    for found in (from_source, from_conv):
+        assert found.window.shifted is conv.window.padded
+        np.testing.assert_allclose(
+            apply(found, x), expected, rtol=0, atol=1e-11 * magnitude * max(1, np.abs(expected).max())
+        )
+
+
+@thoroughly
+@given(branches(static=False), SCALES)
+def test_add_behind_one_scale_and_shift(
+    case: tuple[list[EquivalentKernel], Array], drawn: tuple[bool, int]
+) -> None:
+    """All padded branches find the same value outside; those that are not padded find any."""
+    kernels, x = case
+    scale, shift = affine(drawn, x.shape[1])
+    shifted = [kernel.compose(kernel.affine(scale, shift), each) for each in kernels]
+    total = window.add([each.window for each in shifted])
+    assert isinstance(total, Window)
+    assert total.shifted is any(each.window.padded for each in kernels)
+    nodes, constants = affine_nodes(scale, shift, x.ndim - 2)
+    values = run(model(nodes, {"x": x.shape}, ["a"], constants, dtype=np.float64), x)
+    expected = sum_of(kernels, values)
+    magnitude = max(1, np.abs(expected).max(), *(np.abs(each.outside).max() for each in shifted))
+    np.testing.assert_allclose(apply(kernel.add(shifted, total), x), expected, rtol=0, atol=1e-11 * magnitude)
+
+
+def test_add_refuses_different_values_outside() -> None:
+    conv = weighted(Window((4, 4), 1, (Axis(3, begin=1, end=1),)), np.random.default_rng(0))
+    shifted = [kernel.compose(kernel.affine(np.ones(1), np.full(1, by)), conv) for by in (1.0, 2.0)]
+    total = window.add([each.window for each in shifted])
+    assert isinstance(total, Window)
+    assert kernel.common_outside(shifted) is None
+    with pytest.raises(ValueError, match="outside values differ"):
+        kernel.add(shifted, total)
+
+
+def test_a_scale_of_zero_has_no_value_outside_unless_any_will_do() -> None:
+    conv = weighted(Window((2, 3), 1, (Axis(3, begin=1, end=1),)), np.random.default_rng(0))
+    scale = np.array([2.0, 0.0, 1.0])
+    with np.errstate(divide="ignore"):
+        without = kernel.compose(kernel.affine(scale, np.array([1.0, 3.0, 0.0])), conv)
+    assert without.outside.tolist() == [-0.5, -np.inf, 0.0]
+    any_will_do = kernel.compose(kernel.affine(scale, np.array([1.0, 0.0, 0.0])), conv)
+    assert any_will_do.outside.tolist() == [-0.5, 0.0, 0.0]
 
 
 @thoroughly

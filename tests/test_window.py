@@ -6,7 +6,9 @@ is proved elsewhere (test_kernel.py computes both sides); here is what they say.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -22,9 +24,9 @@ CAUSAL3 = Axis(3, begin=2)
 FULL3 = Axis(3, begin=2, end=2)
 
 
-def on(*axes: Axis, biased: bool = False, fixed: bool = False) -> Window:
-    """A window that treats all channels alike."""
-    return Window(axes=axes, biased=biased, fixed=fixed)
+def on(*axes: Axis, **others: Any) -> Window:
+    """A window, that treats all channels alike unless told otherwise."""
+    return Window(axes=axes, **others)
 
 
 def channels(outputs: int, inputs: int, group: int = 1) -> Window:
@@ -159,14 +161,60 @@ def test_compose_axes(first: Axis, second: Axis, expected: Axis | str) -> None:
     ],
 )
 def test_a_shift_stops_at_padding(first: Axis, second: Axis, expected: Axis | str) -> None:
-    shifting = on(first, biased=True)
+    shifting = on(first, channels=(4, 4), group=2, biased=True)
     if isinstance(expected, str):
         assert compose(shifting, on(second)) == Refusal(expected)
         assert compose(shifting, on(second, biased=True)) == Refusal(expected)
     else:
-        assert compose(shifting, on(second)) == on(expected, biased=True)
+        assert compose(shifting, on(second)) == on(expected, channels=(4, 4), group=2, biased=True)
     # The other way about it does no harm.
     assert compose(on(POINT), on(second, biased=True)) == on(second, biased=True)
+
+
+@pytest.mark.parametrize("depthwise", [{}, {"channels": (4, 4), "group": 4}], ids=["scalar", "per-channel"])
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        pytest.param(POINT, SAME3, SAME3, id="into-padded-3"),
+        pytest.param(POINT, CAUSAL3, CAUSAL3, id="into-padding-on-one-side"),
+        pytest.param(POINT, PAD, PAD, id="into-pad"),
+        pytest.param(Axis(stride=2), SAME3, Axis(3, 2, 2, 2, 2), id="with-stride-into-padded-3"),
+        pytest.param(POINT, VALID3, None, id="into-3"),
+        pytest.param(VALID3, VALID3, None, id="3-into-3"),
+        pytest.param(PAD, VALID3, None, id="pad-with-shift-behind-it-into-3"),
+        pytest.param(CROP, SAME3, ACROSS, id="crop-into-padded-3"),
+        pytest.param(Axis(3, 3), Axis(begin=1), SHIFTED, id="patches-into-padding"),
+        pytest.param(PAD, PAD, SHIFTED, id="pad-with-shift-behind-it-into-pad"),
+    ],
+)
+def test_a_scale_and_a_shift_move_the_outside_value(
+    first: Axis, second: Axis, expected: Axis | str | None, depthwise: dict[str, Any]
+) -> None:
+    found = compose(on(first, biased=True, **depthwise), on(second))
+    if isinstance(expected, str):
+        assert found == Refusal(expected)
+    else:
+        assert isinstance(found, Window)
+        assert found.shifted is (expected is not None)
+        assert expected is None or found == on(expected, biased=True, shifted=True, **depthwise)
+
+
+def test_an_outside_value_is_kept_behind_what_is_not_padded() -> None:
+    shifted = on(SAME3, biased=True, shifted=True)
+    assert compose(shifted, on(VALID3)) == on(Axis(5, begin=1, end=1), biased=True, shifted=True)
+    assert compose(shifted, on(POINT, biased=True)) == shifted
+    assert compose(on(POINT), shifted) == shifted
+    assert compose(shifted, on(PAD)) == Refusal(ACROSS)
+    assert compose(on(PAD, biased=False, shifted=True), on(PAD)) == Refusal(SHIFTED)
+    assert compose(on(POINT, channels=(4, 4), group=1), shifted) == Refusal(SHIFTED)
+
+
+def test_branches_must_find_one_value_outside() -> None:
+    shifted, zero = on(SAME3, shifted=True), on(Axis(5, begin=2, end=2))
+    assert add([shifted, on(POINT)]) == shifted
+    assert add([shifted, on(Axis(5, begin=2, end=2), shifted=True)]) == replace(zero, shifted=True)
+    reason = "pads with zeros tensors of different shifts, so its border would differ"
+    assert add([shifted, zero]) == Refusal(reason)
 
 
 def test_each_axis_counts() -> None:
