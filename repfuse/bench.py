@@ -1,32 +1,17 @@
-"""Measuring which of two models is faster, and how sure that is.
-
-Both are loaded and run in turn, so that whatever slows the machine slows both. Each round gives one
-ratio of two neighbouring times; the median of these has an interval that needs no assumption about their
-distribution (order statistics: the number of ratios below the true median is binomial with p = 1/2).
-"""
+"""Which of two models is faster on a backend, and how sure that is."""
 
 from __future__ import annotations
 
+import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from repfuse.backends import Array, Feeds, ModelSource, Session, backends_named
+from repfuse import ratios
+from repfuse.backends import Array, ModelSource, backends_named
 from repfuse.errors import BadInputError
 from repfuse.inputs import make_inputs
-
-LEAST_ROUNDS = 10
-"""Measured at each loading even if that takes longer than the budget; fewer than 6 have no 95 % interval."""
-
-MOST_ROUNDS = 2000
-"""More would narrow the interval below what repeating the whole measurement changes."""
-
-LOADS = 3
-"""How often both models are loaded anew, if that does not take longer than measuring: where in memory a session
-lies makes it faster or slower by a few percent for as long as it lives."""
-
-WARM_UP_RUNS = 3
+from repfuse.interleave import Load, interleave
 
 
 @dataclass(frozen=True)
@@ -38,10 +23,16 @@ class Benchmark:
         threads: Threads that it used.
         before_ms: Median latency of the first model, in milliseconds.
         after_ms: Median latency of the second model, in milliseconds.
-        ratio: Median of before / after within a round: above 1 the second is faster.
-        low: Lower end of the 95 % interval of `ratio`.
+        ratio: Before / after within a round: above 1 the second is faster. The median of a load's rounds,
+            averaged over the loads.
+        low: Lower end of the 95 % interval of `ratio`, by bootstrap.
         high: Upper end of it.
+        confidence: How sure `verdict` is, from 0 to 1: the share of resamples that agree with it.
         rounds: How often each was timed.
+        preempted: In how many of these rounds another process got in the way.
+        warm_up: The most rounds that it took, after a loading, until times were steady.
+        times_ms: Latencies of both models in each round that counts, by loading.
+        outliers_ms: Those that lie far above the others of their model. They are counted in; medians resist.
     """
 
     backend: str
@@ -51,12 +42,17 @@ class Benchmark:
     ratio: float
     low: float
     high: float
+    confidence: float
     rounds: int
+    preempted: int = 0
+    warm_up: int = 0
+    times_ms: tuple[tuple[tuple[float, float], ...], ...] = ()
+    outliers_ms: tuple[float, ...] = ()
 
     @property
     def verdict(self) -> str:
         """`faster` or `slower` if the interval excludes a ratio of 1, else `same`."""
-        return "faster" if self.low > 1 else "slower" if self.high < 1 else "same"
+        return ratios.verdict(self.low, self.high)
 
 
 def benchmark(
@@ -69,6 +65,7 @@ def benchmark(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_data: Mapping[str, Array] | None = None,
     seconds: float = 3.0,
+    rounds: int | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Time two models against each other on one backend.
@@ -81,7 +78,8 @@ def benchmark(
         seed: Chooses the input; it is the same for both.
         input_shapes: Shapes by input name, where the model leaves them open.
         input_data: Arrays by input name, to use instead of drawn ones.
-        seconds: Time to measure for, in all. Slow models take longer: ten rounds are made at each loading.
+        seconds: Time to measure for, in all. Slow models take longer: at least three loadings of five rounds.
+        rounds: How often to time each model, in all, however long that takes; takes the place of `seconds`.
         on_progress: Called with what is being run.
 
     Raises:
@@ -92,97 +90,56 @@ def benchmark(
         raise BadInputError("one backend is measured at a time; name it: ort or openvino")
     (runtime,) = backends_named(backend)
     (feed,) = make_inputs(before, count=1, seed=seed, shapes=input_shapes, data=input_data)
-    if on_progress:
-        on_progress(f"{runtime.title}: measuring latency")
-    slow: list[float] = []
-    fast: list[float] = []
-    started = time.perf_counter()
-    for number in range(LOADS):
-        swapped = number % 2 == 1
-        sessions = [
-            runtime.load(model, threads=threads)
-            for model in ((after, before) if swapped else (before, after))
-        ]
-        original, fused = reversed(sessions) if swapped else sessions
-        times = measure(original, fused, feed, seconds=seconds / LOADS)
-        slow += times[0]
-        fast += times[1]
-        if time.perf_counter() - started > 2 * seconds:
-            break
-    return summarize(slow, fast, backend=runtime.title, threads=threads)
+
+    def tell(number: int, loads: int) -> None:
+        if on_progress:
+            on_progress(f"{runtime.title}: measuring latency ({number} of {loads})")
+
+    loads = interleave(
+        [lambda: runtime.load(before, threads=threads), lambda: runtime.load(after, threads=threads)],
+        feed,
+        threads=threads,
+        seconds=seconds,
+        rounds=rounds,
+        on_load=tell,
+    )
+    return summarize(loads, backend=runtime.title)
 
 
-def measure(
-    before: Session, after: Session, feed: Feeds, *, seconds: float
-) -> tuple[list[float], list[float]]:
-    """Time two sessions in turn, the second first in every other round.
-
-    Returns:
-        Seconds of each run of the first session and of the second, in the order of the rounds.
-
-    Raises:
-        BackendError: A session fails.
-    """
-    for _ in range(WARM_UP_RUNS):
-        before.run(feed)
-        after.run(feed)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    deadline = time.perf_counter() + seconds
-    for number in range(MOST_ROUNDS):
-        if number >= LEAST_ROUNDS and time.perf_counter() >= deadline:
-            break
-        first = number % 2 == 1
-        for second in (first, not first):
-            times[second].append(_time(after if second else before, feed))
-    return times[False], times[True]
+def all_threads() -> int:
+    """As many threads as there are processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def summarize(
-    before: Sequence[float], after: Sequence[float], *, backend: str = "", threads: int = 1
-) -> Benchmark:
-    """Compare paired times, in seconds; nothing but the times decides the result.
+def summarize(loads: Sequence[Load], *, backend: str = "", second: int = 1) -> Benchmark:
+    """Compare the first model of each load with another one; nothing but the times decides the result.
+
+    Args:
+        loads: What was timed.
+        backend: The backend's title.
+        second: Which model to compare with, counted from 0.
 
     Raises:
-        ValueError: The sequences differ in length or hold less than six times.
+        ValueError: There is no load, or one without a round.
     """
-    ratios = [slow / fast for slow, fast in zip(before, after, strict=True)]
-    low, high = median_interval(ratios)
+    pairs = [load.pairs(0, second) for load in loads]
+    found = ratios.compare(pairs)
+    before, after = zip(*(pair for load in pairs for pair in load), strict=True)
+    columns = [column for load in pairs for column in zip(*load, strict=True)]
     return Benchmark(
         backend=backend,
-        threads=threads,
+        threads=loads[0].threads,
         before_ms=1000 * statistics.median(before),
         after_ms=1000 * statistics.median(after),
-        ratio=statistics.median(ratios),
-        low=low,
-        high=high,
-        rounds=len(ratios),
+        ratio=found.value,
+        low=found.low,
+        high=found.high,
+        confidence=found.confidence,
+        rounds=sum(len(load.rounds) for load in loads),
+        preempted=sum(load.preempted(0, second) for load in loads),
+        warm_up=max(load.warm_up for load in loads),
+        times_ms=tuple(tuple((1000 * one, 1000 * other) for one, other in load) for load in pairs),
+        outliers_ms=tuple(1000 * time for column in columns for time in ratios.outliers(column)),
     )
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """An interval that holds the median of the values' distribution with at least 95 % confidence.
-
-    It runs from the k-th smallest value to the k-th largest, with the largest k for which the chance
-    2 * P(Binomial(n, 1/2) < k) of missing is at most 5 %. Exact, for any continuous distribution.
-
-    Raises:
-        ValueError: There are less than six values: no such k exists.
-    """
-    count = len(values)
-    # Of 2**count equally likely outcomes, so many (2.5 %) may miss on one side, and so many do.
-    allowed = 2**count // 40
-    k, ways, missed = 0, 1, 0
-    while missed + ways <= allowed:
-        missed += ways
-        ways = ways * (count - k) // (k + 1)
-        k += 1
-    if k == 0:
-        raise ValueError(f"{count} values are too few for a 95 % interval of their median")
-    ordered = sorted(values)
-    return ordered[k - 1], ordered[count - k]
-
-
-def _time(session: Session, feed: Feeds) -> float:
-    start = time.perf_counter()
-    session.run(feed)
-    return time.perf_counter() - start
