@@ -94,10 +94,12 @@ class OnnxRuntime:
 
     Attributes:
         optimize: Whether it rewrites the graph first, as it does by default.
+        profile: How the names of profiles are to begin; None to write none.
     """
 
     name: ClassVar[str] = "ort"
     optimize: bool = True
+    profile: Path | None = None
 
     @property
     def title(self) -> str:
@@ -106,7 +108,7 @@ class OnnxRuntime:
 
         return f"ONNX Runtime {onnxruntime.__version__}" + ("" if self.optimize else " (not optimizing)")
 
-    def load(self, model: ModelSource, *, threads: int) -> Session:
+    def load(self, model: ModelSource, *, threads: int) -> OrtSession:
         """Prepare a model to run; see `Backend.load`."""
         import onnxruntime as ort  # noqa: PLC0415
 
@@ -117,24 +119,34 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if self.optimize else levels.ORT_DISABLE_ALL
+        if self.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self.profile)
         source = _file_or_bytes(model)
         with _explained(self):
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         outputs = session.get_outputs()
         types = {entry.type for entry in (*session.get_inputs(), *outputs)}
-        return _OrtSession(
+        return OrtSession(
             self, session, [entry.name for entry in outputs], not types.isdisjoint(_FOREIGN_TO_NUMPY)
         )
 
 
 @dataclass(frozen=True)
-class _OrtSession:
+class OrtSession:
+    """A model that ONNX Runtime is ready to run."""
+
     backend: OnnxRuntime
     session: Any
     names: list[str]
     foreign: bool
 
+    def end_profiling(self) -> str:
+        """Write the profile of all runs so far; give its path."""
+        return str(self.session.end_profiling())
+
     def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Compute every output; see `Session.run`."""
         with _explained(self.backend):
             if self.foreign:
                 values = _run_on_own_values(self.session, feeds)
@@ -197,13 +209,24 @@ class OpenVINO:
 
     def load(self, model: ModelSource, *, threads: int) -> Session:
         """Prepare a model to run; see `Backend.load`."""
+        return self.load_as(_file_or_bytes(model), structure(model).graph, threads=threads)
+
+    def load_as(self, source: str | bytes, graph: onnx.GraphProto, *, threads: int) -> Session:
+        """Prepare something that OpenVINO made of a graph, such as its own IR, to run in the graph's place.
+
+        Args:
+            source: A path, or an ONNX file's contents.
+            graph: Whose inputs and outputs the session is to have.
+            threads: Threads to run with.
+
+        Raises:
+            BackendError: OpenVINO cannot load it.
+        """
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
         }
-        source = _file_or_bytes(model)
-        graph = structure(model).graph
         _refuse_strings(self, graph)
         with _explained(self):
             core = _openvino_core()

@@ -78,7 +78,7 @@ def benchmark(
         seed: Chooses the input; it is the same for both.
         input_shapes: Shapes by input name, where the model leaves them open.
         input_data: Arrays by input name, to use instead of drawn ones.
-        seconds: Time to measure for, in all. Slow models take longer: at least three loadings of five rounds.
+        seconds: Time to measure for, in all. Slow models take longer: at least four loadings of five rounds.
         rounds: How often to time each model, in all, however long that takes; takes the place of `seconds`.
         on_progress: Called with what is being run.
 

@@ -15,3 +15,9 @@ class VerificationError(RepfuseError):
     """The fused model does not compute what the original computes; nothing was written."""
 
     exit_code = 1
+
+
+class SpeedupError(RepfuseError):
+    """A model is not as much faster than another one as was required."""
+
+    exit_code = 4

@@ -20,6 +20,7 @@ FILE = click.Path(path_type=Path)
 
 fusing = partial(click.option, cls=Option, section="Fusing")
 checking = partial(click.option, cls=Option, section="Checking")
+measuring = partial(click.option, cls=Option, section="Measuring")
 feeding = partial(click.option, cls=Option, section="Inputs for the checks")
 writing = partial(click.option, cls=Option, section="Output")
 

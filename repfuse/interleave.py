@@ -24,7 +24,7 @@ LOADS = 8
 """How often all models are loaded anew: where in memory a session lies makes it faster or slower by a few percent
 for as long as it lives."""
 
-LEAST_LOADS = 3
+LEAST_LOADS = 4
 """So many are made even if that takes longer than the budget."""
 
 LEAST_ROUNDS = 5

@@ -3,7 +3,8 @@
 Times come in rounds, each of which runs every model once, and rounds in loads, in each of which the models were
 loaded anew. Rounds differ by what else the machine does; loads differ by where in memory a model happened to
 lie. The interval accounts for both: it is a hierarchical bootstrap, which draws loads, and rounds within each
-(Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+(Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8), widened for few loads as
+Student's t is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ RESAMPLES = 4000
 
 SAME = 0.02
 """Models whose ratio is within so much of 1 count as the same: less is seldom seen again the next day."""
+
+_STUDENT = (1.96, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
+"""Quantiles of Student's t, two-sided 95 %, by the number of loads, which is the degrees of freedom and one. A
+single load shows nothing of how loads differ: rounds are all there is to go by."""
 
 _FENCE = 3.0
 """Tukey's outer fence: what lies so many interquartile ranges above the upper quartile is an outlier."""
@@ -98,8 +103,8 @@ def _resampled_means(logs: Sequence[Array], middle: float) -> npt.NDArray[np.flo
     drawn = np.concatenate(
         [values[start + each].mean(axis=1) for each in (from_below, size - 1 - from_below)]
     )
-    # So few loads differ among themselves by less than all loads that might have been: the usual correction.
-    wider = np.sqrt(count / (count - 1)) if count > 1 else 1.0
+    # So few loads understate how much loads differ, and a bootstrap does not make up for that.
+    wider = np.sqrt(count / max(1, count - 1)) * _STUDENT[min(count, len(_STUDENT)) - 1] / 1.96
     widened: npt.NDArray[np.float64] = middle + (drawn - middle) * wider
     return widened
 

@@ -316,7 +316,7 @@ def test_help_names_every_option_and_exit_code() -> None:
 
 
 def test_a_slower_result_is_said_to_be_slower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Benchmark("Some Runtime", 1, 10.0, 20.0, ratio=0.5, low=0.49, high=0.51, rounds=50)
+    slow = Benchmark("Some Runtime", 1, 10.0, 20.0, ratio=0.5, low=0.49, high=0.51, confidence=1.0, rounds=50)
     monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: slow)
     result = repfuse("in.onnx", "out.onnx", "--backend", "ort")
     assert (result.exit_code, "Slower on Some Runtime" in result.stdout) == (0, True)

@@ -43,7 +43,9 @@ def edit(pattern: str) -> Edit:
 STATS = Stats(nodes=125, operators={"Conv": 44}, parameters=9_105_640, macs=1_512_581_120, bytes=36_458_102)
 CHECK = OutputCheck("ONNX Runtime 1.2", "y", 3e-7, noise_floor=5e-7, movement=0.5, tolerance=5e-6)
 VERIFICATION = Verification(("x: float32[1, 3, 8, 8]",), (CHECK,), (), ())
-FASTER = Benchmark("ONNX Runtime 1.2", 1, 25.0, 20.0, ratio=1.25, low=1.24, high=1.26, rounds=100)
+FASTER = Benchmark(
+    "ONNX Runtime 1.2", 1, 25.0, 20.0, ratio=1.25, low=1.24, high=1.26, confidence=1.0, rounds=100
+)
 
 
 def test_groups_are_counted_by_family() -> None:

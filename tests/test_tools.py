@@ -97,7 +97,15 @@ def test_a_shape_is_channels_and_an_extent(shape: str, capsys: pytest.CaptureFix
 def against(low: float, high: float) -> Benchmark:
     middle = (low + high) / 2
     return Benchmark(
-        "", threads=1, before_ms=middle, after_ms=1.0, ratio=middle, low=low, high=high, rounds=10
+        "",
+        threads=1,
+        before_ms=middle,
+        after_ms=1.0,
+        ratio=middle,
+        low=low,
+        high=high,
+        confidence=1.0,
+        rounds=10,
     )
 
 

@@ -1,0 +1,43 @@
+"""What must not be imported before it is needed, so that the command answers at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("onnxruntime", "openvino", "onnx", "onnx_graphsurgeon", "numpy", "rich", "google.protobuf")
+
+ASK = """
+import sys
+from click.testing import CliRunner
+from repfuse.cli import main
+result = CliRunner().invoke(main, sys.argv[1:], prog_name="repfuse")
+assert result.exit_code == 0, result.output
+print(*sys.modules)
+"""
+
+
+def imported(*arguments: str) -> set[str]:
+    """The modules that are there after the command has run in a new process."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["bench", "--help"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    assert imported(*arguments) & {*HEAVY} == set()
+
+
+def test_listing_patterns_imports_no_runtime() -> None:
+    assert imported("--list-patterns") & {"onnxruntime", "openvino"} == set()
+
+
+def test_importing_repfuse_imports_nothing_heavy() -> None:
+    source = "import sys, repfuse; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) & {*HEAVY} == set()
