@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from repfuse import __version__, model_io
+from repfuse import __version__
 from repfuse.backends import Array, Backend, BackendError, backends_named, fed_inputs, structure
 from repfuse.bench import Benchmark, all_threads, benchmark
 from repfuse.errors import BadInputError, SpeedupError
@@ -19,6 +19,7 @@ from repfuse.figures import changed_by, counted, figure_table, milliseconds, si
 from repfuse.inputs import load_input_data, make_inputs, parse_input_shape
 from repfuse.memory import Memory, measure_memory
 from repfuse.plain import as_plain
+from repfuse.staging import staged
 from repfuse.voice import Voice
 
 SCHEMA = 1
@@ -105,7 +106,7 @@ def run(options: Options) -> None:
     voice.say(*_tables(found))
     short = found.short_of(options.require_speedup or 0)
     if options.json:
-        with model_io.staged(options.json) as temporary:
+        with staged(options.json) as temporary:
             text = json.dumps(as_dict(options, found), indent=2, allow_nan=False)
             temporary.write_text(f"{text}\n", "utf-8")
     if short:

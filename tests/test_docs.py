@@ -18,7 +18,7 @@ import weights
 from commandline import repfuse as command_line
 
 import repfuse
-from repfuse.cli import fuse as fuse_command
+from repfuse.cli import main
 from repfuse.commands import TERMINATED
 from repfuse.patterns import load_patterns
 from repfuse.stats import measure_file
@@ -88,7 +88,9 @@ def flags_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+|(?<![\w-])-[a-z]\b", text))
 
 
-OPTIONS = [each for each in fuse_command.params if isinstance(each, click.Option)]
+OPTIONS = [
+    each for command in main.commands.values() for each in command.params if isinstance(each, click.Option)
+]
 FLAGS = {"--help"}.union(*(each.opts for each in OPTIONS))
 
 
@@ -112,7 +114,8 @@ def test_flags_in_sentences_exist(page: str) -> None:
 def test_the_readme_has_the_exit_codes_of_the_help() -> None:
     firsts = [row[0] for row in rows(section(README, "Using it"))]
     listed = {code for first in firsts for code in first.split(", ") if code.isdigit()}
-    documented = set(re.findall(r"^  (\d+) ", command_line("--help").output, re.M))
+    helps = [command_line(name, "--help").output for name in main.commands]
+    documented = {code for text in helps for code in re.findall(r"^  (\d+) ", text, re.M)}
     assert documented
     assert documented | {str(TERMINATED)} == listed
 
