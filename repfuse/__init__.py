@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repfuse.backends import BackendError
+    from repfuse.batching import BatchRecord, batch
     from repfuse.bench import Benchmark, benchmark
     from repfuse.blockcheck import BlockCheck, check_blocks
     from repfuse.errors import BadInputError, RepfuseError, VerificationError
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "BadInputError",
+    "BatchRecord",
     "Benchmark",
     "BlockCheck",
     "Edit",
@@ -31,6 +33,7 @@ __all__ = [
     "RepfuseError",
     "Verification",
     "VerificationError",
+    "batch",
     "benchmark",
     "check_blocks",
     "fuse",
@@ -39,6 +42,7 @@ __all__ = [
 
 _HOMES = {
     "repfuse.backends": ("BackendError",),
+    "repfuse.batching": ("BatchRecord", "batch"),
     "repfuse.bench": ("Benchmark", "benchmark"),
     "repfuse.blockcheck": ("BlockCheck", "check_blocks"),
     "repfuse.errors": ("BadInputError", "RepfuseError", "VerificationError"),

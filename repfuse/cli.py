@@ -5,6 +5,7 @@ Packages that take long to import are imported when the work begins, so that `--
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,10 +18,13 @@ from repfuse.flags import (
     FEEDING,
     FILE,
     FUSING,
+    TRACE,
     VERBOSE,
+    WEIGHTS,
     checking,
     fusing,
     measuring,
+    running,
     writing,
 )
 
@@ -67,11 +71,7 @@ Exit codes:
 @CHECKING
 @checking("--no-bench", is_flag=True, help="Do not measure latency.")
 @FEEDING
-@writing(
-    "--external-data/--inline",
-    default=None,
-    help="Write weights into OUT.onnx.data, or all into OUT.onnx. Default: inline up to 2 GB.",
-)
+@WEIGHTS
 @writing("--dry-run", is_flag=True, help="Do everything but write; OUT.onnx may be left out.")
 @writing("--json", type=FILE, metavar="FILE", help="Write the report as JSON, too.")
 @writing("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -158,3 +158,160 @@ def bench(**flags: Any) -> None:
     from repfuse import versus  # noqa: PLC0415
 
     versus.run(versus.Options(**flags))
+
+
+CHECK_HELP = """
+Tell whether models were exported as they were trained, with branches in them that could be fused. Nothing is
+written, and no model is run. A FILE may be a glob (quoted, ** too), a folder, or a URL.
+"""
+
+CHECK_EPILOG = """
+Formats:
+  text      a sentence for each model (default)
+  json      everything, for programs
+  github    annotations for GitHub Actions
+  junit     JUnit's XML, which most CI servers show
+  markdown  a table
+
+Examples:
+  repfuse check model.onnx
+  repfuse check 'models/**/*.onnx' --format github --format junit:report.xml
+  repfuse check model.onnx --pattern repvgg --pattern mobileone
+
+Exit codes:
+  0    all models are fused, or have nothing to fuse
+  2    bad usage, or a model could not be read (the others were checked)
+  3    a model is not fused
+  70   an error in repfuse itself (-v shows where)
+"""
+
+
+@main.command(
+    "check",
+    cls=Command,
+    synopsis="check [OPTIONS] FILE...",
+    short_help="Tell whether models still hold their training branches.",
+    help=CHECK_HELP,
+    epilog=CHECK_EPILOG,
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@FUSING
+@writing(
+    "--format",
+    "formats",
+    metavar="NAME[:FILE]",
+    multiple=True,
+    default=["text"],
+    help="How to print the findings, or to write them to a file: see below. Repeatable.",
+)
+@TRACE
+@click.pass_context
+def check(
+    ctx: click.Context,
+    files: tuple[str, ...],
+    patterns: tuple[str, ...],
+    formats: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Look at each file, and print or write the findings in each format."""
+    from repfuse import check, findings, places, voice  # noqa: PLC0415
+
+    outputs = findings.outputs(formats)
+    found = []
+    with voice.Voice().doing("Checking") as tell:
+        for place in places.expand(files):
+            tell(place.name)
+            found.append(check.check(place.name, patterns=patterns or None))
+    findings.write(found, outputs)
+    ctx.exit(check.exit_code(found))
+
+
+EXPLAIN_HELP = """
+Show each group of branches of a model op by op: its pattern, whether it can be fused, or which node stands in the
+way and why, and what it costs. Nothing is written, and the model is not run.
+"""
+
+EXPLAIN_EPILOG = """
+Examples:
+  repfuse explain model.onnx
+  repfuse explain model.onnx --node /stage1/stage1.0/Add
+
+Exit codes:
+  0    done
+  2    bad usage or bad input
+  70   an error in repfuse itself (-v shows where)
+"""
+
+
+@main.command(
+    "explain",
+    cls=Command,
+    synopsis="explain [OPTIONS] FILE",
+    short_help="Show each group op by op, and why it is fused or not.",
+    help=EXPLAIN_HELP,
+    epilog=EXPLAIN_EPILOG,
+)
+@click.argument("source", metavar="FILE", type=FILE)
+@FUSING
+@fusing("--node", metavar="NAME", help="Only groups with this node, or the node that computes this tensor.")
+@TRACE
+def explain(source: Path, patterns: tuple[str, ...], node: str | None, verbose: bool) -> None:
+    """Print the tree of a model's groups."""
+    from repfuse import anatomy, voice  # noqa: PLC0415
+
+    speaker = voice.Voice()
+    with speaker.doing("Fusing") as tell:
+        stories = anatomy.explain(source, patterns=patterns or None, on_progress=tell)
+    speaker.say(anatomy.tree(source, anatomy.about(stories, node, source) if node else stories))
+
+
+BATCH_HELP = """
+Fuse many models, several at a time, and write them into a folder. What is done is recorded in OUT/batch.jsonl; the
+next run skips it, unless the model or an option changed. A FILE may be a glob (quoted, ** too), a folder, or a URL.
+"""
+
+BATCH_EPILOG = """
+Examples:
+  repfuse batch 'models/**/*.onnx' --out fused
+  repfuse batch models --out fused --jobs 4 --no-verify --summary summary.md
+  repfuse batch 's3://bucket/models/*.onnx' --out s3://bucket/fused --log batch.jsonl
+  repfuse batch models --out fused --scheduler tcp://10.0.0.1:8786
+
+Exit codes, the highest that any model gives:
+  0    all models are done; also those with nothing to fuse, which are copied
+  1    a fused model does not match, and was not written
+  2    bad usage, or a model could not be used
+  70   an error in repfuse itself
+  130  interrupted; call it again to go on
+"""
+
+
+@main.command(
+    "batch",
+    cls=Command,
+    synopsis="batch [OPTIONS] FILE... --out FOLDER",
+    short_help="Fuse many models in parallel.",
+    help=BATCH_HELP,
+    epilog=BATCH_EPILOG,
+)
+@click.argument("sources", metavar="FILE...", nargs=-1, required=True)
+@FUSING
+@CHECKING
+@FEEDING
+@running(
+    "--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time (default: one per processor)."
+)
+@running("--scheduler", metavar="ADDRESS", help="Hand the work to this Dask cluster.")
+@running("--bench", is_flag=True, help="Measure latency, too, one model at a time.")
+@writing("--out", metavar="FOLDER", required=True, help="Where to write: a folder, or its URL.")
+@WEIGHTS
+@writing("--log", type=FILE, metavar="FILE", help="The record of what is done (default: OUT/batch.jsonl).")
+@writing("--summary", type=FILE, metavar="FILE", help="Write the table as Markdown, too.")
+@writing("-q", "--quiet", is_flag=True, help="Print errors only.")
+@TRACE
+@click.pass_context
+def batch(ctx: click.Context, /, verbose: bool, **flags: Any) -> None:
+    """Fuse all models, and end with the worst exit code."""
+    from repfuse import batch_command  # noqa: PLC0415
+
+    ctx.exit(batch_command.run(**flags))

@@ -22,6 +22,7 @@ fusing = partial(click.option, cls=Option, section="Fusing")
 checking = partial(click.option, cls=Option, section="Checking")
 measuring = partial(click.option, cls=Option, section="Measuring")
 feeding = partial(click.option, cls=Option, section="Inputs for the checks")
+running = partial(click.option, cls=Option, section="Running")
 writing = partial(click.option, cls=Option, section="Output")
 
 
@@ -95,6 +96,13 @@ FEEDING = together(
     ),
 )
 
+WEIGHTS = writing(
+    "--external-data/--inline",
+    default=None,
+    help="Write weights into OUT.onnx.data, or all into OUT.onnx. Default: inline up to 2 GB.",
+)
+
 VERBOSE = writing(
     "-v", "--verbose", is_flag=True, help="Print every remark, and where an unexpected error arose."
 )
+TRACE = writing("-v", "--verbose", is_flag=True, help="Print where an unexpected error arose.")

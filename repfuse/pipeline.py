@@ -51,21 +51,21 @@ class Options:
     """
 
     source: Path
-    target: Path | None
-    patterns: tuple[str, ...]
-    backend: str
-    no_verify: bool
-    no_bench: bool
-    rtol: float | None
-    threads: int
-    input_shapes: tuple[str, ...]
-    input_data: Path | None
-    seed: int
-    external_data: bool | None
-    dry_run: bool
-    json: Path | None
-    quiet: bool
-    verbose: bool
+    target: Path | None = None
+    patterns: tuple[str, ...] = ()
+    backend: str = "all"
+    no_verify: bool = False
+    no_bench: bool = False
+    rtol: float | None = None
+    threads: int = 1
+    input_shapes: tuple[str, ...] = ()
+    input_data: Path | None = None
+    seed: int = 0
+    external_data: bool | None = None
+    dry_run: bool = False
+    json: Path | None = None
+    quiet: bool = False
+    verbose: bool = False
 
 
 def list_patterns(names: Sequence[str]) -> None:

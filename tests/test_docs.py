@@ -88,10 +88,11 @@ def flags_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+|(?<![\w-])-[a-z]\b", text))
 
 
-OPTIONS = [
-    each for command in main.commands.values() for each in command.params if isinstance(each, click.Option)
-]
-FLAGS = {"--help"}.union(*(each.opts for each in OPTIONS))
+def flags_of(command: click.Command) -> set[str]:
+    return {"--help"}.union(*(each.opts for each in command.params if isinstance(each, click.Option)))
+
+
+FLAGS = set[str]().union(*map(flags_of, main.commands.values()))
 
 
 @each_page
@@ -101,8 +102,9 @@ def test_flags_of_commands_exist(page: str) -> None:
         if tool:
             source = (ROOT / tool[1]).read_text(encoding="utf-8")
             assert [flag for flag in flags_in(command) if f'"{flag}"' not in source] == [], command
-        elif re.search(r"\brepfuse ", command):
-            assert flags_in(command) - {"-m"} <= FLAGS, command
+        elif called := re.search(r"\brepfuse (\w*)", command):
+            known = flags_of(main.commands.get(called[1], main.commands["fuse"]))
+            assert flags_in(command) - {"-m"} <= known, command
 
 
 @each_page
@@ -115,8 +117,9 @@ def test_the_readme_has_the_exit_codes_of_the_help() -> None:
     firsts = [row[0] for row in rows(section(README, "Using it"))]
     listed = {code for first in firsts for code in first.split(", ") if code.isdigit()}
     helps = [command_line(name, "--help").output for name in main.commands]
-    documented = {code for text in helps for code in re.findall(r"^  (\d+) ", text, re.M)}
-    assert documented
+    documented = {
+        code for text in helps for code in re.findall(r"^  (\d+) ", text.split("Exit codes")[1], re.M)
+    }
     assert documented | {str(TERMINATED)} == listed
 
 
@@ -169,6 +172,12 @@ def test_the_output_that_the_readme_shows_is_what_the_command_prints(tmp_path: P
     assert shown.startswith(f"{found}\n\n")
     assert f"\n\n{size}\n\n" in shown
     assert shown.rstrip().endswith("\nWrote fused.onnx")
+
+
+def test_what_check_says_in_the_readme_is_what_it_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = (block for block in blocks(README, "text") if "are not fused" in block)
+    monkeypatch.chdir(ROOT)
+    assert command_line("check", "examples/mobileone.onnx").output == shown
 
 
 FIGURES = {row[0]: row[1] for row in rows(README) if "->" in row[1]}
@@ -246,7 +255,7 @@ def test_the_api_page_describes_all_that_is_public() -> None:
     assert sorted(described) == sorted(repfuse.__all__)
 
 
-@pytest.mark.parametrize("name", ["fuse", "verify", "benchmark"])
+@pytest.mark.parametrize("name", ["fuse", "verify", "benchmark", "batch"])
 def test_signatures(name: str) -> None:
     signature = inspect.signature(getattr(repfuse, name))
     bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
@@ -255,7 +264,7 @@ def test_signatures(name: str) -> None:
     assert shown.strip() == f"{name}{plain} -> {signature.return_annotation}"
 
 
-@pytest.mark.parametrize("name", ["FuseResult", "Edit", "Remark", "Verification", "Benchmark"])
+@pytest.mark.parametrize("name", ["FuseResult", "Edit", "Remark", "Verification", "Benchmark", "BatchRecord"])
 def test_attributes(name: str) -> None:
     kind = getattr(repfuse, name)
     heading = next(line for line in API.splitlines() if line.startswith(f"### `{name}`"))

@@ -1,0 +1,215 @@
+"""Each group op by op, what became of it, and what it costs: the tree that `repfuse explain` prints."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto
+from rich.text import Text
+from rich.tree import Tree
+
+from repfuse import model_io
+from repfuse.errors import BadInputError
+from repfuse.figures import counted
+from repfuse.fusion import FuseResult, fuse_file
+from repfuse.groups import Groups
+from repfuse.remarks import Edit, Outcome, Remark
+from repfuse.rewrite import describe
+from repfuse.view import scopes
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A way to a tensor: its ops in words, from the source on, or a join and the branches that it adds.
+
+    Attributes:
+        text: Such as `'x' -> Conv '/conv1' 3x3 64->64 -> BatchNormalization '/bn'`.
+        parts: The branches that meet at its beginning; none if it begins at a tensor.
+        nodes: Names of all nodes on it.
+    """
+
+    text: str
+    parts: tuple[Branch, ...]
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A group and what became of it.
+
+    Attributes:
+        remark: Whether it was fused, into what, or why not.
+        whole: Its ops, up to the node that the remark is about.
+        cost: What it costs before and after, in words; empty where nothing was fused.
+    """
+
+    remark: Remark
+    whole: Branch
+    cost: str = ""
+
+
+def explain(
+    path: str | os.PathLike[str],
+    *,
+    patterns: Sequence[str] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> list[Story]:
+    """The story of each group of a model, in the order of the graph.
+
+    Raises:
+        BadInputError: As for `repfuse.fuse`.
+    """
+    result = fuse_file(path, None, patterns=patterns, on_progress=on_progress)
+    elements = _elements_of_weights(result.model)
+    return [
+        story
+        for scope in scopes(model_io.read(path))
+        for story in _Teller(Groups(scope), result, elements).stories()
+    ]
+
+
+def about(stories: Sequence[Story], name: str, path: str | os.PathLike[str]) -> list[Story]:
+    """Those of the stories in which a node occurs.
+
+    Args:
+        stories: All stories of the model.
+        name: The node's name, or the name of a tensor that it computes.
+        path: The model.
+
+    Raises:
+        BadInputError: There is no such node, or it is in no group.
+    """
+    nodes = {
+        alias: node.name or node.output[0]
+        for scope in scopes(model_io.structure(path))
+        for node in scope.nodes
+        for alias in (node.name, *node.output)
+        if alias
+    }
+    if name not in nodes:
+        alike = "".join(f"; do you mean '{each}'?" for each in difflib.get_close_matches(name, nodes, 1))
+        raise BadInputError(f"--node {name}: the model has no such node{alike}")
+    found = [story for story in stories if nodes[name] in story.whole.nodes]
+    if not found:
+        raise BadInputError(f"--node {name}: is in no group: no linear branches with a weight meet behind it")
+    return found
+
+
+def tree(path: str | os.PathLike[str], stories: Sequence[Story]) -> Tree:
+    """The stories as a tree to print."""
+    fused = sum(story.remark.outcome is Outcome.FUSED for story in stories)
+    left = len(stories) - fused
+    head = f"{path}: {counted(len(stories), 'group')}, {fused} can be fused, {left} cannot"
+    root = Tree(Text(head, "bold"), guide_style="dim")
+    for story in stories:
+        remark = story.remark
+        colour = "green" if remark.outcome is Outcome.FUSED else "yellow"
+        place = f" in {remark.graph}" if remark.graph else ""
+        group = root.add(Text(f"{remark.outcome.value}  {remark.node}{place}", colour))
+        group.add(Text(remark.message))
+        if story.cost:
+            group.add(Text(story.cost))
+        _grow(group, story.whole)
+    return root
+
+
+def _grow(stem: Tree, branch: Branch) -> None:
+    node = stem.add(Text(branch.text))
+    for part in branch.parts:
+        _grow(node, part)
+
+
+class _Teller:
+    """Tells the stories of one graph."""
+
+    def __init__(self, groups: Groups, result: FuseResult, elements: Mapping[str, int]) -> None:
+        self._groups = groups
+        self._scope = groups.scope
+        self._result = result
+        self._elements = elements
+
+    def stories(self) -> Iterator[Story]:
+        positions = {self._scope.name(position): position for position in range(len(self._scope.nodes))}
+        edits = {edit.removed[-1]: edit for edit in self._result.edits if edit.graph == self._scope.label}
+        mine = (remark for remark in self._result.remarks if remark.graph == self._scope.label)
+        for remark in sorted(mine, key=lambda remark: positions[remark.node]):
+            root = positions[remark.node]
+            edit = edits.get(remark.node) if remark.outcome is Outcome.FUSED else None
+            if edit:
+                gone = {positions[name] for name in edit.removed}
+                whole = self._branch(self._scope.nodes[root].output[0], gone.__contains__)
+                yield Story(remark, whole, self._cost(gone, edit))
+            else:
+                yield Story(remark, self._branch(self._scope.nodes[root].output[0], self._is_before(root)))
+
+    def _is_before(self, root: int) -> Callable[[int], bool]:
+        """Whether a node belongs to the group of a join that stays: up to where a tensor has several users."""
+
+        def inside(position: int) -> bool:
+            outputs = self._scope.nodes[position].output
+            users = sum(len(self._scope.consumers(name)) for name in outputs)
+            return position == root or (users < 2 and not self._scope.kept.intersection(outputs))
+
+        return inside
+
+    def _branch(self, tensor: str, inside: Callable[[int], bool]) -> Branch:
+        """What computes a tensor, back to the first node that is not `inside`, or is not linear."""
+        ops: list[str] = []
+        names: set[str] = set()
+        parts: tuple[Branch, ...] = ()
+        while (position := self._scope.producer(tensor)) is not None and inside(position):
+            node = self._scope.nodes[position]
+            names.add(node.name or node.output[0])
+            ops.insert(0, self._described(position))
+            inputs = self._groups.data_inputs(position)
+            if len(inputs) > 1:
+                parts = tuple(self._branch(name, inside) for name in inputs)
+                break
+            if not inputs:
+                break
+            (tensor,) = inputs
+        start = [] if parts or not self._groups_from(tensor, ops) else [f"'{tensor}'"]
+        nodes = frozenset(names).union(*(part.nodes for part in parts))
+        return Branch(" -> ".join([*start, *ops]), parts, nodes)
+
+    def _groups_from(self, tensor: str, ops: Sequence[str]) -> bool:
+        """Whether a branch begins at this tensor: not where its first op is one that takes no part."""
+        position = self._scope.producer(tensor)
+        return not ops or position is None or ops[0] != self._described(position)
+
+    def _described(self, position: int) -> str:
+        """An op in words: its geometry if it has one, or why it is not linear."""
+        name = self._scope.name(position)
+        lifted = self._groups.lifted.get(position)
+        if lifted is None:
+            if position in self._groups.joins:
+                return name
+            blocked = self._groups.blocked.get(position)
+            return f"{name} ({blocked.reason if blocked is not None else 'is not linear'})"
+        if lifted.weight_type or lifted.window.taps > 1:
+            return f"{name} {describe(lifted.window)}"
+        return name
+
+    def _cost(self, gone: set[int], edit: Edit) -> str:
+        """The multiply-adds of its Convs before and after."""
+        lifted = (self._groups.lifted.get(position) for position in gone)
+        before = sum(each.window.elements for each in lifted if each and each.weight_type)
+        after = sum(self._elements.get(name, 0) for name in edit.added)
+        removed, added = counted(len(edit.removed), "node"), len(edit.added)
+        if not before or not after:
+            return f"{removed} -> {added}"
+        return f"{removed} -> {added}; multiply-adds for each position: {before} -> {after}"
+
+
+def _elements_of_weights(model: ModelProto) -> dict[str, int]:
+    """How many elements the weight of each Conv, Gemm or MatMul has, by the node's label; main graph only."""
+    dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    return {
+        f"{node.op_type} '{node.name}'": math.prod(dims[node.input[1]])
+        for node in model.graph.node
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in dims
+    }
