@@ -194,7 +194,9 @@ def _declared_shape(entry: onnx.ValueInfoProto, given: tuple[int, ...] | None) -
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     # Some exporters write -1 for an extent that they do not know.
-    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return dim.dim_value
+    return dim.dim_param.strip("?") or None  # "?" is no symbol: exporters call all they do not know so
 
 
 def _bind(name: str, declared: Sequence[Dim], given: Sequence[int], symbols: dict[str, int]) -> None:

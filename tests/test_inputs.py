@@ -75,6 +75,11 @@ def test_a_symbol_has_one_value_across_inputs():
     }
 
 
+def test_a_question_mark_is_no_symbol():
+    (entry,) = resolve_inputs(model(("x", F32, ["?", 3, "?", "?"])), shapes={"x": (1, 3, 48, 192)})
+    assert entry.shape == (1, 3, 48, 192)
+
+
 def test_initializers_are_not_fed():
     weight = numpy_helper.from_array(np.zeros(2, np.float32), "w")
     overridable = model(("x", F32, [2]), ("w", F32, [2]), initializers=[weight])

