@@ -63,7 +63,8 @@ class _Reader:
     def merged(self, merge: Merge) -> EquivalentKernel:
         """The sum of a merge's terms."""
         branches = [_signed(self.kernel_of(term.tensor), term.sign) for term in merge.terms]
-        return kernel.emittable(branches[0] if len(branches) == 1 else self.sum(branches))
+        total = branches[0] if len(branches) == 1 else self.sum(branches)
+        return kernel.trimmed(kernel.emittable(total))
 
     def kernel_of(self, tensor: str) -> EquivalentKernel:
         """The equivalent kernel from the source to `tensor`, which must have a form over that source."""

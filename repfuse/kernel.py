@@ -149,6 +149,35 @@ def emittable(kernel: EquivalentKernel) -> EquivalentKernel:
     return kernel if window == kernel.window else _embedded(kernel, window)
 
 
+def trimmed(kernel: EquivalentKernel) -> EquivalentKernel:
+    """The same kernel without rows and columns of zeros at its ends, as far as these only read padding.
+
+    Args:
+        kernel: A kernel without negative padding; this has none either.
+    """
+    axes, kept = [], []
+    for number, axis in enumerate(kernel.window.axes):
+        others = tuple(other for other in range(kernel.weight.ndim) if other != number + 2)
+        (used,) = np.nonzero(np.any(kernel.weight != 0, axis=others))
+        first, last = (used[0], used[-1]) if used.size else (0, 0)
+        before = min(int(first), axis.begin // axis.dilation)
+        behind = min(axis.kernel - 1 - int(last), axis.end // axis.dilation)
+        kept.append(slice(before, axis.kernel - behind))
+        extent = axis.kernel - before - behind
+        axes.append(
+            axis._replace(
+                kernel=extent,
+                dilation=axis.dilation if extent > 1 else 1,
+                begin=axis.begin - before * axis.dilation,
+                end=axis.end - behind * axis.dilation,
+            )
+        )
+    if tuple(axes) == kernel.window.axes:
+        return kernel
+    places: Any = (slice(None), slice(None), *kept)
+    return replace(kernel, window=replace(kernel.window, axes=tuple(axes)), weight=kernel.weight[places])
+
+
 def _exact(window: Window | Refusal) -> Window:
     if isinstance(window, Refusal):
         raise ValueError(window.reason)

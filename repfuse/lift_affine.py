@@ -87,3 +87,20 @@ def dropout(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         if mode is None or np.any(mode.read()):
             return Refusal("is in training mode; export in eval mode")
     return identity(node, scope)
+
+
+def leaky_relu(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift LeakyRelu, of any version, with a slope of 1."""
+    return identity(node, scope) if attributes_of(node).get("alpha") == 1 else Refusal("is not linear")
+
+
+def prelu(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift PRelu, versions 7, 9 and 16, with slopes of 1; they never enlarge what they meet."""
+    slopes = constant_at(node, 1, scope)
+    return identity(node, scope) if slopes and np.all(slopes.read() == 1) else Refusal("is not linear")
+
+
+def clip(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift Clip without bounds; before version 11 these are attributes, then inputs."""
+    bounded = any(node.input[1:]) or {"min", "max"} & attributes_of(node).keys()
+    return Refusal("is not linear") if bounded else identity(node, scope)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from nets import Net
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from proof import counts, prove
 
 ONE_CONV = {"Conv": 1}
@@ -268,6 +268,18 @@ def test_scales_and_shifts(row: Row, place: str) -> None:
 def test_a_scale_folds_into_a_padded_kernel_behind_it() -> None:
     net = Net()
     assert counts(prove(net.model(net.conv(net.per_channel("Mul", net.x)))).model) == ONE_CONV
+
+
+def test_a_ring_of_zeros_is_left_out() -> None:
+    net = Net()
+    model = net.model(net.add(net.conv(net.x, 3), net.conv(net.x, 1)))
+    (kernel,) = (each for each in model.graph.initializer if list(each.dims)[2:] == [3, 3])
+    values = numpy_helper.to_array(kernel).copy()
+    values[..., [0, 2], :] = values[..., [0, 2]] = 0
+    kernel.CopyFrom(numpy_helper.from_array(values, kernel.name))
+    (conv,) = prove(model).model.graph.node
+    given = {each.name: helper.get_attribute_value(each) for each in conv.attribute}
+    assert (given["kernel_shape"], given["pads"]) == ([1, 1], [0, 0, 0, 0])
 
 
 def other(n: Net) -> str:

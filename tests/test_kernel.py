@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
@@ -405,6 +406,39 @@ def test_emittable(case: tuple[EquivalentKernel, Array]) -> None:
     assert all(axis.begin >= 0 <= axis.end for axis in found.window.axes)
     assert_same(apply(found, x), apply(conv, x))
     assert kernel.emittable(found) is found
+
+
+@thoroughly
+@given(single(), st.data())
+def test_trimmed(case: tuple[EquivalentKernel, Array], data: st.DataObject) -> None:
+    """Of rows and columns of zeros at the ends, those go that padding makes up for."""
+    conv, x = case
+    conv = kernel.emittable(conv)
+    kept, places = [], []
+    for axis in conv.window.axes:
+        before = data.draw(st.integers(0, axis.kernel - 1))
+        behind = data.draw(st.integers(0, axis.kernel - 1 - before))
+        places.append(slice(before, axis.kernel - behind))
+        before, behind = min(before, axis.begin // axis.dilation), min(behind, axis.end // axis.dilation)
+        kept.append(axis.kernel - before - behind)
+    hole: Any = (slice(None), slice(None), *places)
+    weight = np.zeros_like(conv.weight)
+    weight[hole] = conv.weight[hole]
+    assume(np.all(np.any(weight, axis=(0, 1))[hole[2:]]))  # emittable() put zeros of its own there
+    found = kernel.trimmed(replace(conv, weight=weight))
+    assert [axis.kernel for axis in found.window.axes] == kept == list(found.weight.shape[2:])
+    assert all(axis.begin >= 0 <= axis.end for axis in found.window.axes)
+    assert [axis.slack for axis in found.window.axes] == [axis.slack for axis in conv.window.axes]
+    assert_same(apply(found, x), apply(replace(conv, weight=weight), x))
+
+
+def test_a_weight_of_zeros_is_trimmed_as_far_as_padding_goes() -> None:
+    conv = EquivalentKernel(
+        Window((2, 2), 1, (Axis(3, begin=1, end=1), Axis(3, begin=0, end=2))),
+        np.zeros((2, 2, 3, 3)),
+        np.ones(2),
+    )
+    assert kernel.trimmed(conv).window.axes == (Axis(2, begin=1), Axis())
 
 
 def test_the_source_is_neutral() -> None:

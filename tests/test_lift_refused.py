@@ -18,6 +18,7 @@ UNKNOWN_EXTENT = "has auto_pad {} and a stride, so its pads depend on an unknown
 BATCH_STATISTICS = "is in training mode, so its statistics are those of the batch; export in eval mode"
 RUN_TIME_STATISTICS = "has statistics or parameters that are computed at run time"
 NEGATIVE_VARIANCE = "has a negative variance"
+NOT_LINEAR = "is not linear"
 NOT_FINITE = "has a constant that is infinite or not a number"
 RUN_TIME_OPERANDS = "combines tensors that are both computed at run time"
 NOT_PER_CHANNEL = "has a constant that is neither a scalar nor one value for each channel"
@@ -157,6 +158,12 @@ REFUSED = [
         X,
         outputs=["z", "y"],
     ),
+    refused("slope-by-default", NOT_LINEAR, "LeakyRelu", X),
+    refused("slopes-of-which-one-is-not-1", NOT_LINEAR, "PRelu", X, with_value(np.ones((3, 1, 1)), 0.5)),
+    refused("slopes-of-a-caller", NOT_LINEAR, "PRelu", X, "slopes", also={"slopes": [3, 1, 1]}),
+    refused("lower-bound", NOT_LINEAR, "Clip", X, np.array(0.0)),
+    refused("upper-bound", NOT_LINEAR, "Clip", X, None, np.array(6.0)),
+    refused("bound-of-version-7", NOT_LINEAR, "Clip", X, opset=7, max=6.0),
     refused("padded", BORDER, "AveragePool", X, kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
     refused("padded-at-one-end", BORDER, "AveragePool", X, kernel_shape=[3, 3], pads=[0, 0, 0, 1]),
     refused("same", BORDER, "AveragePool", X, kernel_shape=[3, 3], auto_pad="SAME_LOWER"),

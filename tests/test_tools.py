@@ -172,7 +172,7 @@ def test_a_broken_model_does_not_stop_the_others(shipped: Path, capsys: pytest.C
 
 def test_a_slower_model_is_bad() -> None:
     def row(ratio: float) -> Any:
-        measured = Benchmark("any", 1, 1.0, 1.0, ratio, ratio - 0.01, ratio + 0.01, 10)
+        measured = summarize([ratio] * 10, [1.0] * 10)
         return try_shipped.Row("model", (2, 1), 1.0, (), (measured,))
 
     assert row(0.95).bad
