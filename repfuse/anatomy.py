@@ -169,17 +169,13 @@ class _Teller:
             if len(inputs) > 1:
                 parts = tuple(self._branch(name, inside) for name in inputs)
                 break
-            if not inputs:
+            if not inputs:  # not linear: here the group ends
+                tensor = next(iter(node.input), "")
                 break
             (tensor,) = inputs
-        start = [] if parts or not self._groups_from(tensor, ops) else [f"'{tensor}'"]
+        start = [] if parts or not tensor else [f"'{tensor}'"]
         nodes = frozenset(names).union(*(part.nodes for part in parts))
         return Branch(" -> ".join([*start, *ops]), parts, nodes)
-
-    def _groups_from(self, tensor: str, ops: Sequence[str]) -> bool:
-        """Whether a branch begins at this tensor: not where its first op is one that takes no part."""
-        position = self._scope.producer(tensor)
-        return not ops or position is None or ops[0] != self._described(position)
 
     def _described(self, position: int) -> str:
         """An op in words: its geometry if it has one, or why it is not linear."""

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from repfuse import __version__
-from repfuse.commands import Command, Commands
+from repfuse.commands import Command, Commands, first_word
 from repfuse.flags import (
     BACKEND,
     CHECKING,
@@ -64,7 +64,7 @@ Exit codes:
     help=FUSE_HELP,
     epilog=FUSE_EPILOG,
 )
-@click.argument("source", metavar="IN.onnx", required=False, type=FILE)
+@click.argument("source", metavar="IN.onnx", required=False, type=FILE, shell_complete=first_word)
 @click.argument("target", metavar="OUT.onnx", required=False, type=FILE)
 @FUSING
 @fusing("--list-patterns", is_flag=True, help="List the block families that are known, and exit.")
@@ -315,3 +315,34 @@ def batch(ctx: click.Context, /, verbose: bool, **flags: Any) -> None:
     from repfuse import batch_command  # noqa: PLC0415
 
     ctx.exit(batch_command.run(**flags))
+
+
+SCHEMA_EPILOG = """
+Kinds:
+  fuse   what `repfuse IN.onnx OUT.onnx --json` writes
+  check  what `repfuse check --format json` prints
+  batch  a line of batch.jsonl
+  bench  what `repfuse bench --json` writes
+
+Exit codes:
+  0    done
+  2    bad usage
+"""
+
+
+@main.command(
+    "schema",
+    cls=Command,
+    synopsis="schema KIND",
+    short_help="Print the JSON Schema of what repfuse writes.",
+    help="Print the JSON Schema of what repfuse writes as JSON.",
+    epilog=SCHEMA_EPILOG,
+)
+@click.argument("kind", metavar="KIND", type=click.Choice(["fuse", "check", "batch", "bench"]))
+def schema(kind: str) -> None:
+    """Print a schema."""
+    import json  # noqa: PLC0415
+
+    from repfuse.schema import schema  # noqa: PLC0415
+
+    click.echo(json.dumps(schema(kind), indent=2))

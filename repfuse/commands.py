@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from repfuse.errors import RepfuseError
 
@@ -100,6 +101,14 @@ class Command(click.Command):
                 traceback.print_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             _end(ctx, f"{reason} (a bug in repfuse; please report it, with what -v shows)", INTERNAL_ERROR)
+
+
+def first_word(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the first word of the default command, which may also name another one."""
+    group = ctx.parent.command if ctx.parent else None
+    names = sorted(group.commands) if isinstance(group, Commands) else []
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*found, CompletionItem(incomplete, type="file")]
 
 
 def _other_commands(ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
