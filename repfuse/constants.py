@@ -1,7 +1,9 @@
 """What is constant in a graph, and its values: initializers, Constant nodes, and expressions of them.
 
 Values are read when they are asked for, one tensor at a time. Expressions (weights that the graph computes
-from constants, as onnxoptimizer and OREPA leave them) are evaluated with ONNX's own reference implementation.
+from constants, as onnxoptimizer and OREPA leave them) are evaluated with ONNX's own reference implementation;
+those of what `repfuse.moves` knows with that, since exporters write thousands. The Shape of a tensor is constant
+where its extents are static.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from repfuse import storage
+from repfuse import moves, storage
 from repfuse.errors import BadInputError
+from repfuse.shapes import Shape
 
 _RANDOM = {
     "RandomNormal",
@@ -33,6 +36,9 @@ _DOUBTFUL = {"BatchNormalization"}
 
 _LARGEST = 2**28
 """Elements: a constant expression whose value is larger is left alone."""
+
+_REMEMBERED = 2**12
+"""Elements: what an expression computes on the way is kept up to this size, since other expressions need it too."""
 
 _VALUES: dict[str, type] = {
     "value_float": np.float32,
@@ -68,6 +74,7 @@ class Constants:
         opset_imports: Sequence[onnx.OperatorSetIdProto],
         variables: frozenset[str] = frozenset(),
         around: Constants | None = None,
+        shape_of: Callable[[str], Shape | None] = lambda _: None,
     ) -> None:
         """Look at a graph.
 
@@ -77,14 +84,17 @@ class Constants:
             opset_imports: The operator sets that its nodes are of.
             variables: Its inputs: an initializer of such a name may be overridden, so it is no constant.
             around: The constants of the enclosing graph.
+            shape_of: Gives a tensor's shape, None where it is unknown.
         """
         self._initializers = initializers
         self._producers = {name: (i, node) for i, node in enumerate(nodes) for name in node.output if name}
         self._imports = [entry for entry in opset_imports if entry.domain in ("", "ai.onnx")]
         self._variables = variables
         self._around = around
+        self._shape_of = shape_of
         self._found: dict[str, Constant | None] = {}
         self._foldable: dict[str, bool] = {}
+        self._values: dict[str, NDArray[Any]] = {}
 
     def find(self, name: str) -> Constant | None:
         """The constant of that name, None if there is none: a variable, or what cannot be evaluated."""
@@ -104,13 +114,31 @@ class Constants:
             return _of_constant_node(node)
         if _is(node, "Identity"):
             return self.find(node.input[0])
-        return self._of_expression(name) if self._is_expression(name) else None
+        if _is(node, "Shape") and (extents := self._extents(node)):
+            return extents
+        return self._of_expression(name) if self.follows(name) else None
+
+    def _extents(self, node: onnx.NodeProto) -> Constant | None:
+        """The value of a Shape node whose tensor has static extents; from version 15 on it has bounds."""
+        bounds = {attribute.name: attribute.i for attribute in node.attribute}
+        shape = self._shape_of(node.input[0])
+        if shape is None:
+            return None
+        dims = shape[bounds.get("start", 0) : bounds.get("end")]
+        known = all(isinstance(extent, int) for extent in dims)
+        return _of_array(np.array(dims, np.int64)) if known else None
+
+    def _is_leaf(self, name: str, node: onnx.NodeProto) -> bool:
+        """Whether a tensor that a node computes is what expressions begin with."""
+        if _is(node, "Constant") or name in self._initializers:
+            return True
+        return _is(node, "Shape") and self._extents(node) is not None
 
     def _producer(self, name: str) -> onnx.NodeProto | None:
         return self._producers[name][1] if name in self._producers else None
 
-    def _is_expression(self, name: str) -> bool:
-        """Whether a tensor follows from constants alone. A loop, since expressions may be deep."""
+    def follows(self, name: str) -> bool:
+        """Whether a tensor follows from constants alone; it is not evaluated. A loop: expressions may be deep."""
         pending = [name]
         expanded: set[str] = set()
         while pending:
@@ -118,9 +146,9 @@ class Constants:
             node = self._producer(current)
             if current in self._foldable:
                 pending.pop()
-            elif node is None or _is(node, "Constant") or current in self._initializers:
+            elif node is None or self._is_leaf(current, node):
                 self._foldable[pending.pop()] = self.find(current) is not None
-            elif any(self._foldable.get(i) is False for i in node.input) or not _deterministic(node):
+            elif any(self._foldable.get(i) is False for i in node.input) or not self._folds(node):
                 self._foldable[pending.pop()] = False
             elif current not in expanded:
                 expanded.add(current)
@@ -128,6 +156,10 @@ class Constants:
             else:  # what is still unknown of its inputs follows from itself: a cycle
                 self._foldable[pending.pop()] = all(self._foldable.get(i) for i in node.input if i)
         return self._foldable[name]
+
+    def _folds(self, node: onnx.NodeProto) -> bool:
+        """Whether a node of constant operands is constant."""
+        return _deterministic(node)
 
     def _of_expression(self, name: str) -> Constant | None:
         try:
@@ -143,6 +175,8 @@ class Constants:
 
     def _evaluate(self, name: str) -> NDArray[np.generic]:
         nodes, leaves = self._expression(name)
+        if all(map(moves.evaluates, nodes)):
+            return self._moved(name, nodes, leaves)
         graph = helper.make_graph(
             nodes,
             "expression",
@@ -154,6 +188,20 @@ class Constants:
         outputs: list[Any] = list(ReferenceEvaluator(model).run(None, feeds))
         return np.asarray(outputs[0])
 
+    def _moved(
+        self, name: str, nodes: Sequence[onnx.NodeProto], leaves: Mapping[str, Constant]
+    ) -> NDArray[np.generic]:
+        values = {n: leaf.read() for n, leaf in leaves.items()}
+        for node in nodes:
+            value = self._computed(node, [values[i] if i else None for i in node.input])
+            values[node.output[0]] = value
+            if value.size <= _REMEMBERED:
+                self._values[node.output[0]] = value
+        return values[name]
+
+    def _computed(self, node: onnx.NodeProto, operands: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
+        return moves.evaluate(node, operands)
+
     def _expression(self, name: str) -> tuple[list[onnx.NodeProto], dict[str, Constant]]:
         """The nodes that compute a tensor, in order, and the constants that they start from."""
         needed: dict[int, onnx.NodeProto] = {}
@@ -162,7 +210,9 @@ class Constants:
         while pending:
             current = pending.pop()
             node = self._producer(current)
-            if node is None or _is(node, "Constant") or current in self._initializers:
+            if current in self._values and current != name:
+                leaves[current] = _of_array(self._values[current])
+            elif node is None or self._is_leaf(current, node):
                 leaf = self.find(current)
                 assert leaf is not None
                 leaves[current] = leaf
@@ -197,7 +247,8 @@ def _of_constant_node(node: onnx.NodeProto) -> Constant | None:
         return _of_tensor(attribute.t)
     if attribute.name not in _VALUES:
         return None
-    value: NDArray[np.generic] = np.asarray(
-        helper.get_attribute_value(attribute), dtype=_VALUES[attribute.name]
-    )
+    return _of_array(np.asarray(helper.get_attribute_value(attribute), dtype=_VALUES[attribute.name]))
+
+
+def _of_array(value: NDArray[Any]) -> Constant:
     return Constant(value.shape, helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)

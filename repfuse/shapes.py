@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx
 from onnx import helper
@@ -11,14 +11,23 @@ from onnx import helper
 Shape = tuple[int | str | None, ...]
 """Extents: a number, the name of a symbolic dimension, or None where nothing is known."""
 
+Integers = Callable[[str], "Sequence[int] | None"]
+"""Gives the value of a constant that the graph computes, None where there is none."""
+
 _SMALL = 256
 """Elements: a smaller constant may be a shape, axes or pads, which shape inference reads."""
 
 
-def infer(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes of the main graph's tensors by name, where ONNX's shape inference finds them."""
+def infer(model: onnx.ModelProto, integers: Integers = lambda _: None) -> dict[str, Shape]:
+    """Shapes of the main graph's tensors by name, where ONNX's shape inference finds them.
+
+    Args:
+        model: The model.
+        integers: Gives the value of a constant that the graph computes, None where there is none.
+    """
     try:
-        graph = onnx.shape_inference.infer_shapes(structure(model), data_prop=True).graph
+        copy = structure(model, _Simplified(model.graph, integers))
+        graph = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, ValueError, MemoryError):
         return {}  # what the model declares contradicts itself: nothing is known for sure
     entries = [*graph.input, *graph.value_info, *graph.output]
@@ -39,8 +48,8 @@ def _is_open(dim: onnx.TensorShapeProto.Dimension) -> bool:
     return not dim.HasField("dim_value") or dim.dim_value < 1
 
 
-def structure(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model in which each large constant is an input of its shape."""
+def structure(model: onnx.ModelProto, simplified: _Simplified | None = None) -> onnx.ModelProto:
+    """A copy of the model, or of what is left of it, in which each large constant is an input of its shape."""
     copy = onnx.ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
     )
@@ -56,13 +65,76 @@ def structure(model: onnx.ModelProto) -> onnx.ModelProto:
     known = {entry.name for entry in source.input}
     for tensor in source.initializer:
         _add_constant(graph, tensor, tensor.name, known)
-    for node in source.node:
+    for name, values in simplified.written.items() if simplified else ():
+        graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
+    for node in simplified.nodes if simplified else source.node:
         value = next((a.t for a in node.attribute if a.name == "value"), None)
         if node.op_type == "Constant" and value is not None and _large(value.dims):
             _add_constant(graph, value, node.output[0], known)
         else:
             graph.node.append(node)
     return copy
+
+
+class _Simplified:
+    """The nodes that shape inference needs, with the integers that the graph computes written out.
+
+    Inference follows little of such arithmetic. Nor need it know where a scatter goes, which may be nine tenths
+    of the nodes: its output is shaped like what it scatters into.
+
+    Attributes:
+        nodes: In the graph's order.
+        written: Integers by the name that stands for them.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, integers: Integers) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.written: dict[str, Sequence[int]] = {}
+        self._integers = integers
+        producers = {name: node.op_type for node in graph.node for name in node.output}
+        self._computed = {name for name, op_type in producers.items() if op_type != "Constant"}
+        used = {entry.name for entry in graph.output}
+        # A tensor of which only the shape is used is wanted, too; what computes with shapes is not.
+        measured = (node.input[0] for node in graph.node if node.op_type == "Shape" and node.input)
+        used.update(name for name in measured if producers.get(name) in _MOVING)
+        whole = any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
+        for node in reversed(graph.node):
+            if whole or used.intersection(node.output):
+                simple = self._simple(node)
+                used.update(simple.input)
+                self.nodes.append(simple)
+        self.nodes.reverse()
+
+    def _simple(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        if node.domain not in ("", "ai.onnx"):
+            return node
+        if node.op_type in ("ScatterND", "ScatterElements"):
+            return helper.make_node("Identity", node.input[:1], node.output)
+        inputs = list(node.input)
+        for slot in _INTEGERS.get(node.op_type, ()):
+            if slot < len(inputs) and inputs[slot] in self._computed:
+                inputs[slot] = self._write(inputs[slot])
+        if inputs == node.input:
+            return node
+        written = onnx.NodeProto()
+        written.CopyFrom(node)
+        written.input[:] = inputs
+        return written
+
+    def _write(self, name: str) -> str:
+        stand_in = f"{name}/written_out"
+        if stand_in not in self.written:
+            found = self._integers(name)
+            if found is None:
+                return name
+            self.written[stand_in] = found
+        return stand_in
+
+
+_MOVING = frozenset({"Identity", "Pad", "Reshape", "ScatterElements", "ScatterND", "Slice", "Transpose"})
+
+_INTEGERS = {"Expand": (1,), "Pad": (1, 3), "Reshape": (1,), "Slice": (1, 2, 3, 4), "Unsqueeze": (1,)}
+"""Operands that say what shape an output has."""
 
 
 def _add_constant(graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str, known: set[str]) -> None:

@@ -99,16 +99,7 @@ class Scope:
 
 def scopes(model: ModelProto) -> list[Scope]:
     """Every graph of a model: the main graph first, then what is inside it, then its functions."""
-    inferred: dict[str, shapes.Shape] = {}
-    complete = False
-
-    def shape_of(tensor: str) -> shapes.Shape | None:
-        nonlocal complete
-        if not complete:
-            inferred.update(shapes.infer(model))
-            complete = True
-        return inferred.get(tensor)
-
+    shape_of = _Inferred(model)
     main = _graph_scope(model, model.graph, "", None, model.opset_import, shape_of)
     trained = frozenset(_trained(model))
     main = replace(main, kept=main.kept | trained, trained=trained)
@@ -117,6 +108,27 @@ def scopes(model: ModelProto) -> list[Scope]:
         scope = _function_scope(function)
         found += [scope, *_inside(model, scope)]
     return found
+
+
+class _Inferred:
+    """Shapes of the main graph's tensors, inferred when the first one is asked for."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model = model
+
+    def __call__(self, tensor: str) -> shapes.Shape | None:
+        return self._shapes.get(tensor)
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, shapes.Shape]:
+        # Pads that follow from no shape: shapes are what is being asked for.
+        pure = _constants(self._model, self._model.graph, None, self._model.opset_import, lambda _: None)
+
+        def integers(tensor: str) -> Sequence[int] | None:
+            constant = pure.find(tensor)
+            return [int(value) for value in constant.read().reshape(-1)] if constant else None
+
+        return shapes.infer(self._model, integers)
 
 
 def _trained(model: ModelProto) -> Iterator[str]:
@@ -166,20 +178,31 @@ def _graph_scope(
     imports: Sequence[onnx.OperatorSetIdProto],
     shape_of: Callable[[str], shapes.Shape | None],
 ) -> Scope:
+    constants = _constants(model, graph, around, imports, shape_of)
+    outputs = [entry.name for entry in graph.output]
+    return Scope(
+        name, graph, graph.node, _opset(imports), constants, _kept(graph.node, outputs), around, shape_of
+    )
+
+
+def _constants(
+    model: ModelProto,
+    graph: GraphProto,
+    around: Scope | None,
+    imports: Sequence[onnx.OperatorSetIdProto],
+    shape_of: Callable[[str], shapes.Shape | None],
+) -> Constants:
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     inputs = {entry.name for entry in graph.input}
     if around is None and model.ir_version < FIRST_OVERRIDABLE_IR:
         inputs -= initializers.keys()
-    constants = Constants(
+    return Constants(
         graph.node,
         initializers,
         opset_imports=imports,
         variables=frozenset(inputs),
         around=around.constants if around else None,
-    )
-    outputs = [entry.name for entry in graph.output]
-    return Scope(
-        name, graph, graph.node, _opset(imports), constants, _kept(graph.node, outputs), around, shape_of
+        shape_of=shape_of,
     )
 
 

@@ -135,9 +135,6 @@ TWO = branch(constant_node("o", 2.0))
     [
         pytest.param([node("Identity", ["x"], ["w"])], id="input"),
         pytest.param([node("Mul", ["x", "v"], ["w"])], id="expression-of-an-input"),
-        pytest.param(
-            [node("Shape", ["x"], ["a"]), node("Expand", ["v", "a"], ["w"])], id="shape-of-an-input"
-        ),
         pytest.param([node("RandomNormal", [], ["w"], shape=[4])], id="RandomNormal"),
         pytest.param([node("RandomUniform", [], ["w"], shape=[4])], id="RandomUniform"),
         pytest.param([node("RandomNormalLike", ["v"], ["w"])], id="RandomNormalLike"),
@@ -167,6 +164,29 @@ TWO = branch(constant_node("o", 2.0))
 )
 def test_what_is_not_constant(nodes: Sequence[NodeProto]) -> None:
     assert of(nodes, {"v": W}) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "bounds", "expected"),
+    [
+        pytest.param([2, 3], {}, [2, 3], id="static"),
+        pytest.param(["n", 3], {}, None, id="symbolic"),
+        pytest.param(["n", 3], {"start": 1}, [3], id="static-from-the-start"),
+        pytest.param([2, "m"], {"end": -1}, [2], id="static-up-to-the-end"),
+        pytest.param(["n", 3], {"end": 1}, None, id="symbolic-up-to-the-end"),
+    ],
+)
+def test_the_shape_of_a_tensor(
+    shape: Sequence[int | str], bounds: Mapping[str, int], expected: Sequence[int] | None
+) -> None:
+    nodes = [node("Relu", ["x"], ["y"]), node("Shape", ["y"], ["s"], **bounds), node("Neg", ["s"], ["w"])]
+    constants = main_scope(model(nodes, {"x": shape}, ["w"])).constants
+    for name, sign in (("s", 1), ("w", -1)):
+        found = constants.find(name)
+        assert constants.follows(name) == (expected is not None)
+        assert (None if found is None else found.read().tolist()) == (
+            None if expected is None else [sign * extent for extent in expected]
+        )
 
 
 def test_names_that_nothing_computes() -> None:
