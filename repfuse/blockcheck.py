@@ -128,6 +128,7 @@ class _Block:
         self._inputs = frozenset(name for name in read - made if name in original)
         before = original.between(self._inputs, edit.output)
         self._before = before.wide() if before else None
+        self._shaken = before.shaken(np.random.default_rng(0)) if before else None
         after = fused.between(self._inputs, edit.output)
         assert after is not None
         self._after = after.wide()
@@ -154,7 +155,7 @@ class _Block:
         # A rewrite may hold for the one extent that the model has, and another extent is none of its concern.
         static = self._static_sizes() if error > LIMIT else None
         if static:
-            return self._error(static)
+            return self._error(static, alone=True)
         if failure:
             raise failure
         return error
@@ -180,12 +181,13 @@ class _Block:
             sizes[conv.source] = (conv.channels, *known)
         return sizes
 
-    def _error(self, sizes: Sizes) -> float:
+    def _error(self, sizes: Sizes, *, alone: bool = False) -> float:
         random = np.random.default_rng(0)
         sources = {conv.source: conv.inputs(sizes[conv.source], random) for conv in self._convs}
         largest = max(math.prod(sizes[conv.source][1:]) * conv.columns for conv in self._convs)
         rows = len(_PLACES) + len(_NOISE) + 1
-        step = max(1, min(rows, _LARGEST // largest))
+        # What is written for one image, as some borders are, takes one at a time.
+        step = 1 if alone else max(1, min(rows, _LARGEST // largest))
         with np.errstate(all="ignore"):  # what is not finite at the end is an infinite error
             return max(
                 self._error_of({name: value[i : i + step] for name, value in sources.items()}, random)
@@ -207,8 +209,20 @@ class _Block:
         if not expected.shape == actual.shape == bound.shape:
             return math.inf
         deviation = np.abs(expected - actual)
-        share = deviation / (bound + ARITHMETIC * _largest_of_rows([*feeds.values(), *values.values()]))
+        bound = bound + ARITHMETIC * _largest_of_rows([*feeds.values(), *values.values()])
+        if self._shaken and np.any(deviation > bound * LIMIT):
+            bound = bound + self._unsettled(feeds, expected)
+        share = deviation / bound
         return float(np.nan_to_num(np.max(share, where=deviation != 0, initial=0), nan=np.inf, posinf=np.inf))
+
+    def _unsettled(self, feeds: Mapping[str, Array], expected: Array) -> Array:
+        """How far each row of outputs is unsettled, since what the original writes into tensors is rounded, too.
+
+        A border's constant and the bias that it stands for are two roundings of one number.
+        """
+        assert self._shaken is not None
+        moved = np.abs(self._shaken.run(feeds)[self._output] - expected)
+        return np.asarray(_HOEFFDING * _largest_of_rows([moved]))
 
     def _bound(self, sources: Mapping[str, Array]) -> Array:
         """How far rounding the weights may move each output: the smaller of the module's two bounds."""
@@ -343,5 +357,8 @@ def _half_ulp(values: Array) -> Array:
 
 def _largest_of_rows(values: Sequence[Array]) -> Any:
     """The largest magnitude that any of some tensors, batch first, has in each row; it broadcasts to all."""
-    largest = np.max([np.abs(value).reshape(len(value), -1).max(axis=1) for value in values], axis=0)
-    return largest.reshape(-1, *[1] * (values[-1].ndim - 1))
+    rows, axes = len(values[0]), values[-1].ndim - 1
+    floats = (np.abs(value) for value in values if value.dtype.kind == "f" and value.size)
+    # What has not so many rows is no value of the block's, but one that is the same for all of them.
+    largest = [v.reshape(rows, -1).max(axis=1) if len(v) == rows else np.full(rows, v.max()) for v in floats]
+    return np.max(largest, axis=0).reshape(-1, *[1] * axes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnx.reference.ops.op_average_pool import AveragePool_19
 from onnx.reference.ops.op_conv import Conv as ReferenceConv
 
 from repfuse import storage
+from repfuse.moves import data_slots
 from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
 
 Array = NDArray[Any]
@@ -57,29 +58,67 @@ class Graph:
         return tensor in self._names
 
     def between(self, inputs: frozenset[str], output: str) -> Part | None:
-        """The part that computes `output` from `inputs` and constants; None if it needs more than these."""
+        """The part that computes `output` from `inputs` and constants; None if it needs more than these.
+
+        Where only the extents of another tensor are needed, these are taken for a single image.
+        """
         needed: set[int] = set()
         constants: dict[str, Array] = {}
-        pending = [output]
+        if not self._collect(inputs, output, needed, constants):
+            return None
+        nodes = [self.nodes[position] for position in sorted(needed)]
+        return Part.of(nodes, inputs, constants, self.imports)
+
+    def _collect(
+        self, inputs: frozenset[str], output: str, needed: set[int], constants: dict[str, Array]
+    ) -> bool:
+        """Add what computes `output`; say whether that can be done, and leave all as it was if not."""
+        found: set[int] = set()
+        known: dict[str, Array] = {}
+        pending, measured = [output], set()
         while pending:
             name = pending.pop()
             position = self._producers.get(name)
-            if name in inputs or not name or position in needed:
+            if name in inputs or not name or position in found or position in needed:
                 continue
-            if position is not None:
-                node = self.nodes[position]
-                value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
-                if node.op_type == "Constant" and value is not None:
-                    constants[name] = storage.values(value)
-                else:
-                    needed.add(position)
-                    pending += node.input
-            elif name in self._initializers:
-                constants[name] = storage.values(self._initializers[name])
+            node = self.nodes[position] if position is not None else None
+            if position is None or node is None:
+                if name not in self._initializers:
+                    return False
+                known[name] = storage.values(self._initializers[name])
+            elif (value := _value_of(node)) is not None:
+                known[name] = storage.values(value)
+            elif node.op_type == "Shape":
+                measured.add(position)
             else:
-                return None
-        nodes = [self.nodes[position] for position in sorted(needed)]
-        return Part.of(nodes, inputs, constants, self.imports)
+                found.add(position)
+                pending += node.input
+        needed |= found
+        constants |= known
+        for position in sorted(measured - needed):
+            node = self.nodes[position]
+            if self._collect(inputs, node.input[0], needed, constants):
+                needed.add(position)
+            elif (extents := self._extents(node)) is not None:
+                constants[node.output[0]] = extents
+            else:
+                return False
+        return True
+
+    def _extents(self, node: NodeProto) -> Array | None:
+        """What a Shape node gives for a single image, if all else is static."""
+        shape = self.shape_of(node.input[0])
+        if not shape or not all(isinstance(extent, int) for extent in shape[1:]):
+            return None
+        bounds = {attribute.name: attribute.i for attribute in node.attribute}
+        whole: Array = np.array([1, *shape[1:]], np.int64)
+        return whole[bounds.get("start", 0) : bounds.get("end")]
+
+
+def _value_of(node: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node."""
+    tensors = (a.t for a in node.attribute if a.name == "value" and a.HasField("t"))
+    return next(tensors, None) if node.op_type == "Constant" else None
 
 
 @dataclass(frozen=True)
@@ -89,6 +128,7 @@ class Part:
     nodes: Sequence[NodeProto]
     constants: Mapping[str, Array]
     imports: Sequence[OperatorSetIdProto]
+    _made: dict[tuple[str, ...], ReferenceEvaluator] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(
@@ -119,16 +159,8 @@ class Part:
         """
         known = {**self.constants, **feeds}
         outputs = [name for node in self.nodes for name in node.output if name]
-        graph = helper.make_graph(
-            self.nodes,
-            "block",
-            [helper.make_empty_tensor_value_info(name) for name in known],
-            [helper.make_empty_tensor_value_info(name) for name in outputs],
-        )
-        model = helper.make_model(graph, opset_imports=self.imports)
-        version = next(entry.version for entry in self.imports if entry.domain in ("", "ai.onnx"))
         try:
-            evaluator = ReferenceEvaluator(model, new_ops=_OPS[: None if version < 14 else -1])
+            evaluator = self._evaluator(tuple(known), tuple(outputs))
             with np.errstate(all="ignore"):
                 values: list[Any] = list(evaluator.run(None, known))
         except Exception as error:  # whatever its operators' Python code raises
@@ -138,9 +170,52 @@ class Part:
             ) from error
         return dict(zip(outputs, values, strict=True))
 
+    def _evaluator(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> ReferenceEvaluator:
+        """Made once: that takes longer than to run small nodes, of which there may be hundreds."""
+        if inputs not in self._made:
+            graph = helper.make_graph(
+                self.nodes,
+                "block",
+                [helper.make_empty_tensor_value_info(name) for name in inputs],
+                [helper.make_empty_tensor_value_info(name) for name in outputs],
+            )
+            model = helper.make_model(graph, opset_imports=self.imports)
+            version = next(entry.version for entry in self.imports if entry.domain in ("", "ai.onnx"))
+            self._made[inputs] = ReferenceEvaluator(model, new_ops=_OPS[: None if version < 14 else -1])
+        return self._made[inputs]
+
     def wide(self) -> Part:
         """The same with its constants in float64."""
         return Part(self.nodes, {name: wide(value) for name, value in self.constants.items()}, self.imports)
+
+    def shaken(self, random: np.random.Generator) -> Part | None:
+        """The same with what its nodes write into tensors moved, up or down, by the last place of the largest.
+
+        Such a constant (a border's, say) was rounded apart from the one that it stands for. None if there is none.
+        """
+        written = {
+            name
+            for node in self.nodes
+            for slot in data_slots(node)
+            if (name := node.input[slot] if slot < len(node.input) else "") in self.constants
+            and self.constants[name].dtype.name in _BITS
+            and np.any(wide(self.constants[name]))
+        }
+
+        def moved(values: Array) -> Array:
+            unit = 2.0 ** (1 - _BITS[values.dtype.name]) * np.abs(wide(values)).max()
+            return np.asarray(wide(values) + unit * random.choice([-1.0, 1.0], values.shape))
+
+        if not written:
+            return None
+        constants = {
+            name: moved(value) if name in written else wide(value) for name, value in self.constants.items()
+        }
+        return Part(self.nodes, constants, self.imports)
+
+
+_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
+"""Of each type's significand."""
 
 
 def wide(values: Array) -> Array:
@@ -198,6 +273,19 @@ class AveragePool(AveragePool_19):
         return ((sums / counts).reshape(*x.shape[:2], *sums.shape[2:]),)
 
 
+class ScatterND(OpRun):
+    """Without reduction all places at once: the reference implementation takes each by itself."""
+
+    op_domain = ""
+
+    def _run(self, data: Array, indices: Array, updates: Array, reduction: str = "none") -> tuple[Array]:
+        if reduction not in (None, "none"):
+            raise ValueError(f"ScatterND with {reduction}")
+        painted = data.copy()
+        painted[tuple(np.moveaxis(indices, -1, 0))] = updates
+        return (painted,)
+
+
 class BatchNormalization(OpRun):
     """Inference, for operators before version 14: there the reference takes the statistics of the batch."""
 
@@ -213,4 +301,4 @@ class BatchNormalization(OpRun):
         return ((x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape),)
 
 
-_OPS: list[type[OpRun]] = [Conv, AveragePool, BatchNormalization]
+_OPS: list[type[OpRun]] = [Conv, AveragePool, ScatterND, BatchNormalization]
