@@ -206,6 +206,7 @@ class _Chooser:
             found.weighted += lifted is not None and lifted.weight_type != 0
             found.cost = found.cost.plus(_node_cost(lifted, width, len(inputs)), density)
             if lifted:
+                found.nodes |= lifted.inside
                 density *= lifted.window.stride
                 width = lifted.window.channels[1] if lifted.window.channels else width
             for tensor in inputs:

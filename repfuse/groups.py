@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from repfuse import window
+from repfuse.frames import Frames
 from repfuse.idioms import idiom_nodes
 from repfuse.lift import LIFTERS, lift
 from repfuse.lifted import Lifted
@@ -61,6 +62,7 @@ class Groups:
         self.joins: dict[int, tuple[Operand, ...]] = {}
         self.blocked: dict[int, Refusal] = {}
         self._forms: dict[str, dict[str, Form]] = {}
+        self._frames = Frames(scope)
         if not any(node.op_type in WEIGHTED for node in scope.nodes):
             return
         off_limits = idiom_nodes(scope)
@@ -71,6 +73,9 @@ class Groups:
                 )
             else:
                 self._visit(position)
+        for position, refusal in self._frames.refused.items():
+            if not self.is_linear(position):
+                self.blocked[position] = refusal
 
     def forms(self, tensor: str) -> dict[str, Form]:
         """The forms of a tensor by source, the nearest first: before all, itself as the bare source."""
@@ -123,9 +128,10 @@ class Groups:
                 self.joins[position] = operands
                 self._keep(node.output[0], self._forms_of_join(position))
                 return
-        if node.op_type not in LIFTERS or not node.output or self._is_constant(position):
+        framed = self._frames.lift(position, self.lifted, self.blocked)
+        if not framed and (node.op_type not in LIFTERS or not node.output or self._is_constant(position)):
             return
-        lifted = lift(node, self.scope)
+        lifted = framed or lift(node, self.scope)
         if (
             not isinstance(lifted, Refusal)
             and lifted.broadcast
@@ -148,12 +154,12 @@ class Groups:
 
     def _is_constant(self, position: int) -> bool:
         node = self.scope.nodes[position]
-        return all(self.scope.constants.find(name) is not None for name in node.input if name)
+        return all(self.scope.constants.follows(name) for name in node.input if name)
 
     def _operands(self, position: int) -> tuple[Operand, ...]:
         """The operands of a join, none if one of them is constant (then it is a shift)."""
         node = self.scope.nodes[position]
-        if len(node.input) < 2 or any(self.scope.constants.find(name) for name in node.input):
+        if len(node.input) < 2 or any(self.scope.constants.follows(name) for name in node.input):
             return ()
         signs = (1, -1) if node.op_type == "Sub" else (1,) * len(node.input)
         return tuple(Operand(name, sign) for name, sign in zip(node.input, signs, strict=True))

@@ -25,6 +25,7 @@ class Lifted:
         weight_type: The `TensorProto` type of the weight of a Conv or Gemm; 0 for any other node.
         broadcast: What `source` must be for the constant operand not to enlarge it: `(channels, least number of
             dimensions)`, channels 0 for any; None where the operator's definition sees to that.
+        inside: Positions of nodes between `source` and this one that are lifted with it.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Lifted:
     ops: tuple[Op, ...]
     weight_type: int = 0
     broadcast: tuple[int, int] | None = None
+    inside: frozenset[int] = frozenset()
 
 
 def affine(source: str, scale: Array, shift: Array, rank: int, ops: tuple[Op, ...]) -> Lifted | Refusal:
