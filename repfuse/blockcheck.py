@@ -186,8 +186,10 @@ class _Block:
         sources = {conv.source: conv.inputs(sizes[conv.source], random) for conv in self._convs}
         largest = max(math.prod(sizes[conv.source][1:]) * conv.columns for conv in self._convs)
         rows = len(_PLACES) + len(_NOISE) + 1
-        # What is written for one image, as some borders are, takes one at a time.
-        step = 1 if alone else max(1, min(rows, _LARGEST // largest))
+        step = max(1, min(rows, _LARGEST // largest))
+        if alone:  # what is written for one image, as some borders are; its maps are large, so not all inputs
+            sources = {name: value[[0, 1, -1]] for name, value in sources.items()}
+            rows, step = 3, 1
         with np.errstate(all="ignore"):  # what is not finite at the end is an infinite error
             return max(
                 self._error_of({name: value[i : i + step] for name, value in sources.items()}, random)

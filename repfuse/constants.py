@@ -157,6 +157,20 @@ class Constants:
                 self._foldable[pending.pop()] = all(self._foldable.get(i) for i in node.input if i)
         return self._foldable[name]
 
+    def measures(self, name: str) -> bool:
+        """Whether a tensor that follows from constants follows from the extents of one that does not."""
+        pending, seen = [name], {name}
+        while pending:
+            current = pending.pop()
+            node = self._producer(current)
+            if node is None or current in self._initializers:
+                continue
+            if _is(node, "Shape") and not self.follows(node.input[0]):
+                return self.follows(name)
+            pending += [each for each in node.input if each not in seen]
+            seen.update(node.input)
+        return False
+
     def _folds(self, node: onnx.NodeProto) -> bool:
         """Whether a node of constant operands is constant."""
         return _deterministic(node)

@@ -14,6 +14,7 @@ from repfuse import model_io, storage
 from repfuse.choose import Candidate, Merge, choose
 from repfuse.errors import RepfuseError
 from repfuse.explain import refusals
+from repfuse.extents import write_out
 from repfuse.groups import Groups
 from repfuse.patch import Patch
 from repfuse.patterns import Pattern, load_patterns, match, select
@@ -151,6 +152,8 @@ def _fused_in_place(
             remarks.append(each if isinstance(each, Remark) else _fused(each))
             if isinstance(each, Edit):
                 edits.append(each)
+        gone = {position for candidate in chosen for position in candidate.replaced}
+        write_out(groups, gone, patch)
         remarks += refusals(groups, chosen, families.has)
     if edits:
         patch.apply()

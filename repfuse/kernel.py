@@ -10,7 +10,7 @@ The transforms are numbered as in DBB (arXiv:2103.13425, section 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from repfuse import window as geometry
 from repfuse.window import IDENTITY, Axis, Refusal, Window
 
 Array = NDArray[Any]
+Tap = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def compose(first: EquivalentKernel, second: EquivalentKernel) -> EquivalentKern
     first, second = _with_channels(first, second)
     if first.window.pointwise and first.window.depthwise:
         weight = second.weight * _per_input(first.weight.astype(np.float64).reshape(-1), second)
+    elif second.window.depthwise:
+        weight = _spread(first, second, window)
     else:
         weight = _convolve(first, second, window)
     return _kernel(window, weight, second.bias + _sum_of_shifts(first.bias, second), outside)
@@ -283,12 +286,35 @@ def _convolve(first: EquivalentKernel, second: EquivalentKernel, window: Window)
     rank = len(window.axes)
     taps = [axis.kernel for axis in window.axes]
     out = np.zeros((*taps, group, outer.shape[rank + 1], inner.shape[rank + 2]))
-    for u in np.ndindex(*outer.shape[:rank]):
-        for t in np.ndindex(*inner.shape[:rank]):
-            steps = zip(first.window.axes, second.window.axes, window.axes, t, u, strict=True)
-            place = [(a.dilation * i + a.stride * b.dilation * j) // w.dilation for a, b, w, i, j in steps]
-            out[tuple(place)] += outer[u] @ inner[t]
+    for t, u, place in _pairs_of_taps(first.window, second.window, window):
+        out[place] += outer[u] @ inner[t]
     return np.moveaxis(out, range(rank), range(-rank, 0)).reshape(-1, out.shape[-1], *taps)
+
+
+def _spread(first: EquivalentKernel, second: EquivalentKernel, window: Window) -> Array:
+    """As `_convolve` where `second` is depthwise (a pooling, say): it scales each output of `first` by itself."""
+    inner: Any = first.weight.astype(np.float64)
+    outer: Any = second.weight
+    out: Any = np.zeros((*inner.shape[:2], *(axis.kernel for axis in window.axes)))
+    for t, u, place in _pairs_of_taps(first.window, second.window, window):
+        here, factors, values = (..., *place), (slice(None), slice(None), *u), (..., *t)
+        out[here] += outer[factors] * inner[values]
+    return np.asarray(out)
+
+
+def _pairs_of_taps(first: Window, second: Window, window: Window) -> Iterator[tuple[Tap, Tap, Tap]]:
+    """Each tap of `first` with each of `second`, and where both together stand in their composition."""
+    axes = list(zip(first.axes, second.axes, window.axes, strict=True))
+    for u in np.ndindex(*(b.kernel for _, b, _ in axes)):
+        for t in np.ndindex(*(a.kernel for a, _, _ in axes)):
+            steps = zip(axes, t, u, strict=True)
+            yield (
+                t,
+                u,
+                tuple(
+                    (a.dilation * i + a.stride * b.dilation * j) // w.dilation for (a, b, w), i, j in steps
+                ),
+            )
 
 
 def _taps_first(kernel: EquivalentKernel, group: int) -> Array:
