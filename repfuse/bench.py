@@ -113,18 +113,19 @@ def all_threads() -> int:
     return os.cpu_count() or 1
 
 
-def summarize(loads: Sequence[Load], *, backend: str = "", second: int = 1) -> Benchmark:
-    """Compare the first model of each load with another one; nothing but the times decides the result.
+def summarize(loads: Sequence[Load], *, backend: str = "", first: int = 0, second: int = 1) -> Benchmark:
+    """Compare two of the models of each load; nothing but the times decides the result.
 
     Args:
         loads: What was timed.
         backend: The backend's title.
-        second: Which model to compare with, counted from 0.
+        first: Which model counts as before, from 0.
+        second: Which one counts as after.
 
     Raises:
         ValueError: There is no load, or one without a round.
     """
-    pairs = [load.pairs(0, second) for load in loads]
+    pairs = [load.pairs(first, second) for load in loads]
     found = ratios.compare(pairs)
     before, after = zip(*(pair for load in pairs for pair in load), strict=True)
     columns = [column for load in pairs for column in zip(*load, strict=True)]
@@ -138,7 +139,7 @@ def summarize(loads: Sequence[Load], *, backend: str = "", second: int = 1) -> B
         high=found.high,
         confidence=found.confidence,
         rounds=sum(len(load.rounds) for load in loads),
-        preempted=sum(load.preempted(0, second) for load in loads),
+        preempted=sum(load.preempted(first, second) for load in loads),
         warm_up=max(load.warm_up for load in loads),
         times_ms=tuple(tuple((1000 * one, 1000 * other) for one, other in load) for load in pairs),
         outliers_ms=tuple(1000 * time for column in columns for time in ratios.outliers(column)),

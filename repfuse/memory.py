@@ -32,10 +32,13 @@ class Memory:
         process: How much the resident set of a process grows, at its peak, while it loads the model and runs it.
             None if not on Linux.
         activations: The most that nodes' outputs take at one time. None where the runtime does not tell.
+        activations_unoptimized: The same with the runtime's own rewriting of the graph switched off, which among
+            other things lets the sum of two branches take the place of one of them.
     """
 
     process: int | None
     activations: int | None
+    activations_unoptimized: int | None
 
 
 def measure_memory(model: Path, feeds: Feeds, *, backend: str, threads: int = 1) -> Memory:
@@ -87,8 +90,9 @@ def _measure_here(model: str, feeds: Feeds, backend: str, threads: int) -> Memor
         session.run(feeds)
     process = None if before is None else _resident("VmHWM") - before
     session = None
-    activations = _ort_activations(model, feeds, threads) if isinstance(runtime, OnnxRuntime) else None
-    return Memory(process, activations)
+    if not isinstance(runtime, OnnxRuntime):
+        return Memory(process, None, None)
+    return Memory(process, *(_ort_activations(model, feeds, threads, optimize) for optimize in (True, False)))
 
 
 def _reset_peak() -> int | None:
@@ -106,9 +110,9 @@ def _resident(key: str) -> int:
     return int(status.split(f"{key}:")[1].split()[0]) * 1024
 
 
-def _ort_activations(model: str, feeds: Feeds, threads: int) -> int | None:
+def _ort_activations(model: str, feeds: Feeds, threads: int, optimize: bool) -> int | None:
     with tempfile.TemporaryDirectory(prefix="repfuse-") as folder:
-        runtime = OnnxRuntime(profile=Path(folder, "profile"))
+        runtime = OnnxRuntime(optimize, Path(folder, "profile"))
         session = runtime.load(model, threads=threads)
         session.run(feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

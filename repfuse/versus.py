@@ -224,6 +224,11 @@ def _memory_table(rows: Sequence[MemoryRow]) -> RenderableType:
         for title, before, after in (
             ("process", row.before.process, row.after.process),
             ("activations", row.before.activations, row.after.activations),
+            (
+                "activations, not optimizing",
+                row.before.activations_unoptimized,
+                row.after.activations_unoptimized,
+            ),
         ):
             if before is not None and after is not None:
                 figures = si(before, "B"), si(after, "B"), changed_by(before, after) if before else ""

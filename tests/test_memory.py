@@ -58,6 +58,7 @@ def test_onnx_runtime_tells_what_activations_take(chain):
     found = measure_memory(chain, FEEDS, backend="ort")
     if found.activations is not None:  # by an older version
         assert found.activations == 16 * MIB
+        assert found.activations_unoptimized == 16 * MIB
     if sys.platform == "linux":
         assert 14 * MIB < found.process < 100 * MIB
 

@@ -38,7 +38,7 @@ def results(folder, monkeypatch):
     found: list[Benchmark] = []
     remaining = iter(found)
     monkeypatch.setattr(versus, "benchmark", lambda *_, **__: next(remaining))
-    monkeypatch.setattr(versus, "measure_memory", lambda *_, **__: Memory(2_000_000, None))
+    monkeypatch.setattr(versus, "measure_memory", lambda *_, **__: Memory(2_000_000, None, None))
     return found
 
 
@@ -144,7 +144,7 @@ def test_a_backend_that_cannot_run_a_model_is_noted_and_if_none_can_it_is_an_err
         return measured(1.5, 1.6)
 
     monkeypatch.setattr(versus, "benchmark", one_fails)
-    monkeypatch.setattr(versus, "measure_memory", lambda *_, **__: Memory(None, None))
+    monkeypatch.setattr(versus, "measure_memory", lambda *_, **__: Memory(None, None, None))
     runtimes = versus.backends_named("ort")
     monkeypatch.setattr(versus, "backends_named", lambda _: [*runtimes, versus_openvino()])
     result = repfuse("bench", "in.onnx", "other.onnx", "--threads", "1")
