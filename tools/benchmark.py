@@ -233,7 +233,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{model}: the pass itself", flush=True)
             found["pass"][model] = measure_pass(files, model, rounds=options.times)
     makers = {each.module.split(".")[0]: version(each) for each in VARIANTS if each.make}
-    return found | {"versions": makers, "threads": options.threads, "seconds": options.seconds}
+    return found | {"versions": makers, "threads": options.threads, "command": _command(options)}
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command that finds the same again, on any machine."""
+    models = "" if options.model == [*TIMM, *BLOCKS] else f" \\\n    --model {' '.join(options.model)}"
+    figures = f"--seconds {options.seconds:g} --times {options.times} --threads {options.threads}"
+    return f"python tools/benchmark.py work {figures}{models}"
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
