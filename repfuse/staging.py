@@ -62,6 +62,8 @@ def explained(path: Path, verb: str) -> Iterator[None]:
         yield
     except DecodeError as error:
         raise BadInputError(f"{path}: not an ONNX file (it cannot be parsed); export it again") from error
+    except BrokenPipeError:  # of standard output, such as `repfuse ... | head`: not this file's fault
+        raise
     except OSError as error:
         raise BadInputError(f"{path}: cannot be {verb}: {error.strerror or error}") from error
 

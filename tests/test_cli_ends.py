@@ -133,6 +133,18 @@ def test_a_pipe_gets_plain_text(folder: Path) -> None:
     assert all(line == line.rstrip() for line in result.stdout.splitlines())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such pipes there")
+def test_a_reader_that_leaves_early_is_no_error_of_the_file(folder: Path) -> None:
+    code = (
+        "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); from repfuse.cli import main;"
+        "main(['in.onnx', 'out.onnx', '--no-verify', '--no-bench'])"
+    )
+    result = python("-c", code)
+    assert result.returncode == 1
+    assert "cannot be written" not in result.stderr and "Traceback" not in result.stderr
+    assert files(folder) == ["in.onnx"]
+
+
 AT_ONCE = "import os, signal, functools; from repfuse import pipeline; from repfuse.cli import main;"
 """The imports of the two tests below, which would wait for seconds to measure, or disturb the tests' process."""
 
