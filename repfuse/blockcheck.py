@@ -134,9 +134,9 @@ class _Block:
         self._after = after.wide()
         shifts = {node.output[0]: node for node in added if node.op_type == "Add"}
         self._convs = [
-            _Conv.of(node, after, shifts.get(node.input[0]))
+            _Conv.of(_chain(node, added, after), after, original.shape_of, shifts.get(node.input[0]))
             for node in added
-            if node.op_type in ("Conv", "Gemm")
+            if node.op_type in ("Conv", "Gemm", "MatMul")
         ]
 
     def error(self) -> float:
@@ -237,7 +237,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Conv:
-    """A new Conv, or Gemm: how it moves over its source, and how its weights were rounded.
+    """A new Conv, Gemm or MatMul: how it moves over its source, and how its weights were rounded.
 
     Attributes:
         source: What it reads.
@@ -248,7 +248,9 @@ class _Conv:
         reach: From the first tap to the last, both counted.
         begins: The padding before.
         ends: The padding behind.
-        part: The node alone, with what it rounded off its weight and bias at most in place of these.
+        rows: The extents of a source that has its channels last, but for these and the batch.
+        part: The node, and what adds its bias, with what was rounded off weight and bias at most in place of
+            these.
         shift: What is added to the source first, in the model's own type; zero for nothing.
         sizes: The node alone, with the magnitudes of its weight, no bias and no padding.
     """
@@ -261,15 +263,23 @@ class _Conv:
     reach: Array
     begins: Array
     ends: Array
+    rows: tuple[int, ...]
     part: Part
     shift: Array
     sizes: Part
 
     @staticmethod
-    def of(node: NodeProto, around: Part, add: NodeProto | None) -> _Conv:
-        """Read a Conv, and the Add of a shift before it, among the nodes `around` it."""
+    def of(
+        chain: Sequence[NodeProto], around: Part, shape_of: Callable[[str], Any], add: NodeProto | None
+    ) -> _Conv:
+        """Read the nodes of `_chain`, and the Add of a shift before it, among the nodes `around` them."""
+        node = chain[0]
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         weight = around.constants[node.input[1]]
+        rows: tuple[int, ...] = ()
+        if node.op_type == "MatMul":
+            weight = weight.T
+            rows = tuple(range(2, len(shape_of(node.input[0]) or ())))
         group = given.get("group", 1)
         axes = weight.ndim - 2
         begins, ends = np.reshape(given.get("pads", [0] * (2 * axes)), (2, axes))
@@ -283,8 +293,11 @@ class _Conv:
             reach=dilations * (np.array(weight.shape[2:], int) - 1) + 1,
             begins=begins,
             ends=ends,
+            rows=rows,
             part=Part(
-                [node], {name: _half_ulp(around.constants[name]) for name in node.input[1:]}, around.imports
+                chain,
+                {name: _half_ulp(around.constants[name]) for each in chain for name in each.input[1:]},
+                around.imports,
             ),
             shift=around.constants[add.input[1]] if add else np.zeros(1),
             sizes=Part(
@@ -311,6 +324,7 @@ class _Conv:
 
     def inputs(self, shape: tuple[int, ...], random: np.random.Generator) -> Array:
         """Zero, an impulse in each group at each of `_PLACES`, and noise, shape `(inputs, *shape)`."""
+        shape = (*shape, *self.rows)
         rows = np.zeros((1 + len(_PLACES) + len(_NOISE), *shape))
         width = self.channels // self.group
         for number, place in enumerate(_PLACES):
@@ -320,7 +334,7 @@ class _Conv:
             rows[where] = 1
         for number, deviation in enumerate(_NOISE):
             rows[-1 - number] = random.normal(0, deviation, shape)
-        return rows
+        return np.moveaxis(rows, 1, -1) if self.rows else rows
 
     def rounding(self, source: Array, power: int) -> Array:
         """The sum, over taps, of the powers of what rounding the weight may change there."""
@@ -337,8 +351,7 @@ class _Conv:
 
     @staticmethod
     def _run(part: Part, values: Array) -> Array:
-        (node,) = part.nodes
-        return part.run({node.input[0]: values})[node.output[0]]
+        return part.run({part.nodes[0].input[0]: values})[part.nodes[-1].output[0]]
 
 
 def _unpadded(node: NodeProto) -> NodeProto:
@@ -348,6 +361,12 @@ def _unpadded(node: NodeProto) -> NodeProto:
         if attribute.name == "pads":
             copy.attribute.remove(attribute)
     return copy
+
+
+def _chain(node: NodeProto, added: Sequence[NodeProto], around: Part) -> list[NodeProto]:
+    """A new node, and that which adds its bias, if another one does."""
+    adds = [each for each in added if each.op_type == "Add" and each.input[0] in node.output]
+    return [node, *(each for each in adds if each.input[1] in around.constants)]
 
 
 def _half_ulp(values: Array) -> Array:

@@ -16,7 +16,7 @@ from repfuse import cost, window
 from repfuse.cost import Cost
 from repfuse.groups import Form, Groups, Operand
 from repfuse.lifted import Lifted
-from repfuse.window import Refusal, Window
+from repfuse.window import Layout, Refusal, Window
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,8 @@ class _Chooser:
         after = Cost().plus(cost.pointwise(outputs, 2), parts - 1)
         for merge in merges:
             after = after.plus(_conv_cost(merge.window, alone=parts == 1))
+            if merge.window.layout is Layout.LAST and merge.window.biased:  # MatMul's bias is an Add
+                after = after.plus(cost.pointwise(outputs))
         # A Conv where there was none, or in place of an elementwise op that stays, is not what fusing is for.
         saving = cost.saving(gone.cost, after) if gone.weighted >= len(merges) else -1.0
         grows = after.arithmetic > gone.cost.arithmetic

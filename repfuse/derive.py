@@ -12,7 +12,7 @@ from repfuse import kernel
 from repfuse.choose import Merge
 from repfuse.groups import Groups
 from repfuse.kernel import Array, EquivalentKernel
-from repfuse.window import Refusal, Window
+from repfuse.window import Layout, Refusal, Window
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Derived:
 
     Attributes:
         window: Its geometry, without negative padding.
-        weight: Shape `(C_out, C_in / group, *kernel)`.
-        bias: Shape `(C_out,)`; None for a Conv where it is zero.
+        weight: Shape `(C_out, C_in / group, *kernel)`; `(C_in, C_out)` for MatMul.
+        bias: Shape `(C_out,)`; None where it is zero, but for Gemm.
         shift: What must be added to the input first; a scalar, or shape `(C_in, 1, ...)`. None for nothing.
     """
 
@@ -133,7 +133,7 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
         exact = kernel.zero_padded(exact, outside.astype(np.float64))
     window = exact.window
     # Before version 11, Gemm has no optional operand.
-    biased = bool(np.any(exact.bias)) or window.vector
+    biased = bool(np.any(exact.bias)) or window.layout is Layout.FLAT
     if not np.all(np.isfinite(outside)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
     if not all(np.all(np.isfinite(array)) for array in (exact.weight, exact.bias)):
@@ -143,6 +143,8 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     del exact
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
+    if window.layout is Layout.LAST:
+        weight = weight.T
     return Derived(window, _tensor(weight), _tensor(bias) if biased else None, shift)
 
 

@@ -17,10 +17,10 @@ from repfuse.idioms import idiom_nodes
 from repfuse.lift import LIFTERS, lift
 from repfuse.lifted import Lifted
 from repfuse.view import Scope
-from repfuse.window import IDENTITY, Refusal, Window
+from repfuse.window import IDENTITY, Layout, Refusal, Window
 
 JOINS = frozenset({"Add", "Sub", "Sum"})
-WEIGHTED = frozenset({"Conv", "Gemm"})
+WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 """What a group becomes one of; there must be one in it."""
 
 _FORMS_KEPT = 8
@@ -29,7 +29,7 @@ _FORMS_KEPT = 8
 
 @dataclass(frozen=True)
 class Form:
-    """One way in which a tensor follows from a source: its window, and whether a Conv or Gemm is on the way."""
+    """One way in which a tensor follows from a source: its window, and whether a weight is on the way."""
 
     window: Window
     is_weighted: bool
@@ -42,6 +42,11 @@ class Operand:
     tensor: str
     sign: int
 
+
+_RANK = {Layout.FLAT: 2, Layout.LAST: 1}
+"""The least number of axes that a tensor has where it is not known from spatial axes."""
+
+_ON_LAST_AXIS = _RANK.keys()
 
 _ITSELF = Form(IDENTITY, is_weighted=False)
 
@@ -132,11 +137,7 @@ class Groups:
         if not framed and (node.op_type not in LIFTERS or not node.output or self._is_constant(position)):
             return
         lifted = framed or lift(node, self.scope)
-        if (
-            not isinstance(lifted, Refusal)
-            and lifted.broadcast
-            and not self._has(lifted.source, *lifted.broadcast)
-        ):
+        if not isinstance(lifted, Refusal) and not self._keeps_shape(lifted):
             lifted = Refusal("has a constant that may broadcast what it meets to more channels or dimensions")
         if isinstance(lifted, Refusal):
             self.blocked[position] = lifted
@@ -144,13 +145,20 @@ class Groups:
         self.lifted[position] = lifted
         self._keep(node.output[0], self._forms_of_linear(position, lifted))
 
-    def _has(self, tensor: str, channels: int, dimensions: int) -> bool:
-        """Whether a tensor is known to have so many channels (0 for any) and at least so many dimensions."""
-        for form in self._forms.get(tensor, {}).values():
-            if form.window.channels and form.window.axes:
-                return channels in (0, form.window.channels[0]) and dimensions <= len(form.window.axes) + 2
-        shape = self.scope.shape_of(tensor) or ()
-        return len(shape) >= max(dimensions, 2) and channels in (0, shape[1])
+    def _keeps_shape(self, lifted: Lifted) -> bool:
+        """Whether a constant operand is known not to enlarge the tensor that it meets."""
+        if lifted.broadcast is None:
+            return True
+        wanted, dimensions = lifted.broadcast
+        last = lifted.window.layout in _ON_LAST_AXIS
+        for form in self._forms.get(lifted.source, {}).values():
+            known = form.window
+            rank = _RANK.get(known.layout, len(known.axes) + 2)
+            says = known.channels and (known.axes or known.layout in _RANK) and dimensions <= rank
+            if says and (known.layout in _ON_LAST_AXIS) == last:
+                return known.channels is None or wanted in (0, known.channels[0])
+        shape = self.scope.shape_of(lifted.source) or ()
+        return len(shape) >= max(dimensions, 1 if last else 2) and wanted in (0, shape[-1 if last else 1])
 
     def _is_constant(self, position: int) -> bool:
         node = self.scope.nodes[position]

@@ -41,18 +41,30 @@ def _gelus(curve: Expression) -> Iterator[Expression]:
     yield ("Mul", X, ("Mul", gate, C))
 
 
+_CENTRED = ("Sub", X, ("ReduceMean", X))
+_NORMALIZED = tuple(
+    ("Div", _CENTRED, ("Sqrt", ("Add", ("ReduceMean", square), C)))
+    for square in (("Pow", _CENTRED, C), ("Mul", _CENTRED, _CENTRED))
+)
+_ROOT_MEAN_SQUARE = ("Sqrt", ("Add", ("ReduceMean", ("Pow", X, C)), C))
+
 IDIOMS: tuple[tuple[str, Expression], ...] = (
     *(("a GELU", gelu) for curve in (_ERF, *_TANHS) for gelu in _gelus(curve)),
     ("a QuickGELU", ("Mul", X, ("Sigmoid", ("Mul", X, C)))),
     ("a HardSwish", ("Mul", X, ("Div|Mul", _GATE, C))),
     ("a HardSwish", ("Mul", X, _GATE)),  # and a factor: see above
     ("a HardSigmoid", ("Div|Mul", _GATE, C)),
+    *(("a LayerNormalization", ("Add", ("Mul", normal, C), C)) for normal in _NORMALIZED),
+    *(("a LayerNormalization", ("Mul", normal, C)) for normal in _NORMALIZED),
+    ("a root mean square normalization", ("Mul", ("Div", X, _ROOT_MEAN_SQUARE), C)),
+    ("a root mean square normalization", ("Mul", ("Mul", X, ("Reciprocal", _ROOT_MEAN_SQUARE)), C)),
+    ("a root mean square normalization", ("Mul", ("Mul", X, ("Div", C, _ROOT_MEAN_SQUARE)), C)),
 )
 """Longer idioms stand before those they contain."""
 
 _COMMUTATIVE = {"Add", "Mul"}
 _LAST = {operator for _, expression in IDIOMS for operator in expression[0].split("|")}
-_MARKS = {"Erf", "Tanh", "Sigmoid", "Clip"}
+_MARKS = {"Erf", "Tanh", "Sigmoid", "Clip", "ReduceMean"}
 """Every idiom holds one of these, so a graph without any needs no search."""
 
 Match = tuple[str, frozenset[int]]

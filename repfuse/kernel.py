@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repfuse import window as geometry
-from repfuse.window import IDENTITY, Axis, Refusal, Window
+from repfuse.window import IDENTITY, Axis, Layout, Refusal, Window
 
 Array = NDArray[Any]
 Tap = tuple[int, ...]
@@ -48,18 +48,23 @@ def identity() -> EquivalentKernel:
     return EquivalentKernel(IDENTITY, np.ones((1, 1)), np.zeros(1))
 
 
-def affine(scale: Array, shift: Array, rank: int = 0) -> EquivalentKernel:
+def affine(scale: Array, shift: Array, rank: int = 0, layout: Layout = Layout.ANY) -> EquivalentKernel:
     """`scale * x + shift`, for all channels alike (shape `(1,)`) or per channel (shape `(C,)`).
 
     Args:
         scale: Factors.
         shift: Summands, of the same shape.
         rank: How many spatial axes the tensor has; 0 for any number.
+        layout: Which axis holds the channels, if it matters and is not axis 1.
     """
     count = scale.size
     channels = (count, count) if count > 1 else None
     window = Window(
-        channels, count if channels else 0, (Axis(),) * rank, biased=bool(np.any(shift != 0)), fixed=False
+        channels,
+        count if channels else 0,
+        (Axis(),) * rank,
+        biased=bool(np.any(shift != 0)),
+        layout=layout if channels else Layout.ANY,
     )
     weight = scale.astype(np.float64).reshape(count, 1, *(1,) * rank)
     return EquivalentKernel(window, weight, shift.astype(np.float64).reshape(count))
@@ -321,6 +326,6 @@ def _taps_first(kernel: EquivalentKernel, group: int) -> Array:
     """A kernel's weight as `(*kernel, group, C_out / group, C_in / group)`; `group` divides its own."""
     outputs, inputs = kernel.window.channels or (1, 1)
     old = kernel.window
-    weight = _embedded(kernel, Window(old.channels, group, old.axes)).weight
+    weight = _embedded(kernel, replace(old, group=group)).weight
     blocks = weight.reshape(group, outputs // group, inputs // group, *weight.shape[2:])
     return np.moveaxis(blocks, range(3, blocks.ndim), range(blocks.ndim - 3))

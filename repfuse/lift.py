@@ -39,6 +39,7 @@ def lift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
 LIFTERS: Mapping[str, Lifter] = {
     "Conv": lift_weights.conv,
     "Gemm": lift_weights.gemm,
+    "MatMul": lift_weights.matmul,
     "BatchNormalization": lift_affine.batch_normalization,
     "Add": lift_affine.scale_or_shift,
     "Sub": lift_affine.scale_or_shift,

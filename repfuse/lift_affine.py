@@ -9,10 +9,10 @@ from onnx import NodeProto
 
 from repfuse import kernel, window
 from repfuse.lifted import Lifted, affine, affine_of_finite
-from repfuse.operands import FLOATS, attributes_of, constant_at, per_channel, values_of
+from repfuse.operands import FLOATS, attributes_of, constant_at, last_axis, per_channel, values_of
 from repfuse.patterns import Op
 from repfuse.view import Scope
-from repfuse.window import Refusal
+from repfuse.window import Layout, Refusal
 
 _EPSILON = float(np.float32(1e-5))
 """BatchNormalization's default: attributes are of single precision."""
@@ -48,7 +48,7 @@ def scale_or_shift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     found = per_channel(operand)
     if found is None:
         return Refusal("has a constant that is neither a scalar nor one value for each channel")
-    vector, rank = found
+    vector, behind = found
     one, zero = np.ones_like(vector), np.zeros_like(vector)
     ops: tuple[Op, ...]
     match node.op_type, slot:
@@ -64,7 +64,8 @@ def scale_or_shift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
             scale, shift, ops = 1 / vector, zero, (Op("scale"),)
         case _:
             return Refusal("divides by what is computed at run time, or by zero")
-    lifted = affine(node.input[slot], scale, shift, rank, ops)
+    layout = last_axis(scope, node.input[slot]) if behind == 0 else Layout.ANY
+    lifted = affine(node.input[slot], scale, shift, behind or 0, ops, layout)
     if isinstance(lifted, Refusal) or (vector.size == 1 and len(operand.dims) < 2):
         return lifted
     return replace(lifted, broadcast=(vector.size if vector.size > 1 else 0, len(operand.dims)))

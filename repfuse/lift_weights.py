@@ -1,4 +1,4 @@
-"""Lifting the operators that have weights: Conv and Gemm."""
+"""Lifting the operators that have weights: Conv, Gemm and MatMul."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from onnx import NodeProto
 
 from repfuse.kernel import EquivalentKernel
 from repfuse.lifted import Lifted, op_of
-from repfuse.operands import FLOATS, attributes_of, constant_at, spatial_axes, values_of, vector_of
+from repfuse.operands import FLOATS, attributes_of, constant_at, last_axis, spatial_axes, values_of, vector_of
 from repfuse.view import Scope
-from repfuse.window import Refusal, Window
+from repfuse.window import Layout, Refusal, Window
 
 
 def conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
@@ -62,13 +62,35 @@ def gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         if bias.size not in (1, outputs) or (bias.size > 1 and bias.dims[-1] != outputs):
             return Refusal("has a bias that differs from row to row")
         shift = shift + vector_of(bias, bias.size) * attributes.get("beta", 1.0)
-    geometry = Window((outputs, inputs), 1, biased=bool(np.any(shift != 0)), vector=True)
+    geometry = Window((outputs, inputs), 1, biased=bool(np.any(shift != 0)), layout=Layout.FLAT)
 
     def read() -> EquivalentKernel:
         values = values_of(weight) if transposed else values_of(weight).T
         return EquivalentKernel(geometry, values * np.float64(attributes.get("alpha", 1.0)), shift)
 
     return Lifted(node.input[0], geometry, read, (op_of("gemm", geometry),), weight.data_type)
+
+
+def matmul(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift MatMul, versions 1, 9 and 13, of a tensor of any rank and a constant matrix: a Gemm for each row."""
+    left, weight = (constant_at(node, slot, scope) for slot in (0, 1))
+    if left is not None:
+        return Refusal("multiplies a constant by a tensor: it mixes positions, not channels")
+    if weight is None:
+        return Refusal("combines tensors that are both computed at run time")
+    if weight.data_type not in FLOATS or _is_dequantized(node.input[1], scope):
+        return Refusal("has a weight that is not of a float type")
+    if len(weight.dims) != 2:
+        return Refusal("has a weight that is not a matrix")
+    inputs, outputs = weight.dims
+    geometry = Window((outputs, inputs), 1, layout=last_axis(scope, node.input[0]))
+    return Lifted(
+        node.input[0],
+        geometry,
+        lambda: EquivalentKernel(geometry, values_of(weight).T, np.zeros(outputs)),
+        (op_of("gemm", geometry),),
+        weight.data_type,
+    )
 
 
 def _is_dequantized(name: str, scope: Scope) -> bool:

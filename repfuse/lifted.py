@@ -10,7 +10,7 @@ import numpy as np
 from repfuse import kernel
 from repfuse.kernel import Array, EquivalentKernel
 from repfuse.patterns import Op
-from repfuse.window import Axis, Refusal, Window
+from repfuse.window import Axis, Layout, Refusal, Window
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Lifted:
         window: Its geometry.
         kernel: Gives its equivalent kernel; reads the weights, so it is called for chosen groups only.
         ops: What patterns call it: usually one op, none for an identity.
-        weight_type: The `TensorProto` type of the weight of a Conv or Gemm; 0 for any other node.
+        weight_type: The `TensorProto` type of the weight of a Conv, Gemm or MatMul; 0 for any other node.
         broadcast: What `source` must be for the constant operand not to enlarge it: `(channels, least number of
             dimensions)`, channels 0 for any; None where the operator's definition sees to that.
         inside: Positions of nodes between `source` and this one that are lifted with it.
@@ -37,16 +37,30 @@ class Lifted:
     inside: frozenset[int] = frozenset()
 
 
-def affine(source: str, scale: Array, shift: Array, rank: int, ops: tuple[Op, ...]) -> Lifted | Refusal:
+def affine(
+    source: str,
+    scale: Array,
+    shift: Array,
+    rank: int,
+    ops: tuple[Op, ...],
+    layout: Layout = Layout.ANY,
+) -> Lifted | Refusal:
     """`scale * x + shift`; see `kernel.affine`."""
     if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
         return Refusal("has a constant that is infinite or not a number")
-    return affine_of_finite(source, scale, shift, rank, ops)
+    return affine_of_finite(source, scale, shift, rank, ops, layout)
 
 
-def affine_of_finite(source: str, scale: Array, shift: Array, rank: int, ops: tuple[Op, ...]) -> Lifted:
+def affine_of_finite(
+    source: str,
+    scale: Array,
+    shift: Array,
+    rank: int,
+    ops: tuple[Op, ...],
+    layout: Layout = Layout.ANY,
+) -> Lifted:
     """`affine` where the constants are known to be finite."""
-    made = kernel.affine(scale, shift, rank)
+    made = kernel.affine(scale, shift, rank, layout)
     return Lifted(source, made.window, lambda: made, ops)
 
 

@@ -14,7 +14,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper
 from repfuse.constants import Constant
 from repfuse.kernel import Array
 from repfuse.view import Scope
-from repfuse.window import Axis, Refusal
+from repfuse.window import Axis, Layout, Refusal
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 
@@ -65,17 +65,28 @@ def vector_of(constant: Constant, size: int) -> Array:
     return values_of(constant).astype(np.float64).reshape(size)
 
 
-def per_channel(constant: Constant) -> tuple[Array, int] | None:
-    """A constant that broadcasts as a scalar or along axis 1: its values, and the spatial axes it implies."""
+def per_channel(constant: Constant) -> tuple[Array, int | None] | None:
+    """A constant that broadcasts as a scalar or along one axis, 1 or the last.
+
+    Returns:
+        Its values, and how many axes follow that axis: 0 for the last one, None for a scalar; or None if it is
+        no such constant.
+    """
     dims = constant.dims
-    if constant.data_type not in FLOATS:
+    if constant.data_type not in FLOATS or not constant.size:
         return None
     if constant.size == 1:
-        return vector_of(constant, 1), 0
-    axis = next(i for i, dim in enumerate(dims) if dim > 1) if constant.size else 0
-    if not constant.size or dims[axis] != constant.size or axis > 1 or axis == len(dims) - 1:
+        return vector_of(constant, 1), None
+    axis = next(i for i, dim in enumerate(dims) if dim > 1)
+    behind = len(dims) - 1 - axis
+    if dims[axis] != constant.size or (axis > 1 and behind):
         return None
-    return vector_of(constant, constant.size), len(dims) - 1 - axis
+    return vector_of(constant, constant.size), behind
+
+
+def last_axis(scope: Scope, tensor: str) -> Layout:
+    """The layout of an op that acts along a tensor's last axis."""
+    return Layout.FLAT if len(scope.shape_of(tensor) or ()) == 2 else Layout.LAST
 
 
 def spatial_axes(

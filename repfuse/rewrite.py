@@ -1,9 +1,10 @@
-"""Turning a chosen candidate into nodes: a Conv or Gemm for each merge, and Adds for what stays beside them."""
+"""Turning a chosen candidate into nodes: a Conv, Gemm or MatMul for each merge, and Adds for what stays."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -13,7 +14,7 @@ from repfuse.derive import Derived, derive
 from repfuse.groups import Groups
 from repfuse.patch import Patch
 from repfuse.remarks import Edit, Outcome, Remark, label
-from repfuse.window import Refusal, Window
+from repfuse.window import Layout, Refusal, Window
 
 FUSED_FROM = "repfuse.fused_from"
 """The metadata key under which a new node names the nodes that it replaced, as a JSON list."""
@@ -90,32 +91,42 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
 
 
 def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> list[NodeProto]:
-    """A Conv, behind an Add where a shift stays; or a Gemm, if it acts on vectors."""
-    axes = derived.window.axes
+    """A Conv, behind an Add where a shift stays; a Gemm; or a MatMul with the Add of its bias: see its layout."""
+    op_type, kind = _OPERATORS.get(derived.window.layout, ("Conv", "conv"))
     source, shifts = merge.source, []
     if derived.shift is not None:
         name = patch.fresh(f"{stem}/fused_shift")
         constant = patch.add_constant(groups.scope, f"{name}.value", derived.shift)
         shifts = [helper.make_node("Add", [source, constant], [name], name=name)]
         source = name
-    name = patch.fresh(f"{stem}/fused_{'gemm' if derived.window.vector else 'conv'}")
+    name = patch.fresh(f"{stem}/fused_{kind}")
     inputs = [source, patch.add_constant(groups.scope, f"{name}.weight", derived.weight)]
     if derived.bias is not None:
         inputs.append(patch.add_constant(groups.scope, f"{name}.bias", derived.bias))
-    if derived.window.vector:
+    if op_type == "Conv":
+        return [*shifts, helper.make_node("Conv", inputs, [name], name=name, **_geometry(derived.window))]
+    if op_type == "Gemm":
         return [helper.make_node("Gemm", inputs, [name], name=name, transB=1)]
-    conv = helper.make_node(
-        "Conv",
-        inputs,
-        [name],
-        name=name,
-        kernel_shape=[axis.kernel for axis in axes],
-        strides=[axis.stride for axis in axes],
-        dilations=[axis.dilation for axis in axes],
-        pads=[axis.begin for axis in axes] + [axis.end for axis in axes],
-        group=derived.window.group,
-    )
-    return [*shifts, conv]
+    nodes = [helper.make_node("MatMul", inputs[:2], [name], name=name)]
+    if derived.bias is not None:
+        shifted = patch.fresh(f"{stem}/fused_bias")
+        nodes.append(helper.make_node("Add", [name, inputs[2]], [shifted], name=shifted))
+    return nodes
+
+
+_OPERATORS = {Layout.FLAT: ("Gemm", "gemm"), Layout.LAST: ("MatMul", "matmul")}
+
+
+def _geometry(window: Window) -> dict[str, Any]:
+    """A Conv's attributes."""
+    axes = window.axes
+    return {
+        "kernel_shape": [axis.kernel for axis in axes],
+        "strides": [axis.stride for axis in axes],
+        "dilations": [axis.dilation for axis in axes],
+        "pads": [axis.begin for axis in axes] + [axis.end for axis in axes],
+        "group": window.group,
+    }
 
 
 def _take_over_metadata(node: NodeProto, replaced: Sequence[NodeProto]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Literal, NamedTuple
 
 
@@ -63,6 +64,19 @@ class Axis(NamedTuple):
         return (extent - 1 + self.slack) // self.stride + 1
 
 
+class Layout(Enum):
+    """Which axis of a tensor holds the channels that an op tells apart; all that is no spatial axis is batch."""
+
+    ANY = "any axis"
+    """It treats all elements alike, so this is for others to say."""
+    SECOND = "axis 1"
+    """As for Conv and BatchNormalization: spatial axes follow."""
+    LAST = "the last axis"
+    """As for MatMul, at any rank: there are no spatial axes."""
+    FLAT = "the last of two axes"
+    """As for Gemm: rank 2, where the last axis is axis 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """The geometry of an equivalent kernel.
@@ -74,7 +88,7 @@ class Window:
         axes: The spatial axes; empty for a pointwise op, which works at any rank.
         biased: Whether the constant part may be other than zero.
         fixed: Whether this holds only for the static input extent that the model declares.
-        vector: Whether it acts on tensors without spatial axes only, as Gemm does.
+        layout: Where the channels are.
         shifted: Whether the outside value may be other than zero; only of a padded window.
     """
 
@@ -83,8 +97,12 @@ class Window:
     axes: tuple[Axis, ...] = ()
     biased: bool = False
     fixed: bool = False
-    vector: bool = False
+    layout: Layout = Layout.ANY
     shifted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layout is Layout.ANY and (self.channels or self.axes):
+            object.__setattr__(self, "layout", Layout.SECOND)
 
     @property
     def depthwise(self) -> bool:
@@ -156,7 +174,7 @@ def compose(first: Window, second: Window) -> Window | Refusal:
         axes=tuple(_compose_axis(a, b) for a, b in zip(first.axes, second.axes, strict=True)),
         biased=first.biased or second.biased,
         fixed=first.fixed or second.fixed,
-        vector=first.vector,
+        layout=first.layout,
         shifted=shifted,
     )
 
@@ -202,7 +220,7 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
         return Refusal("pads with zeros tensors of different shifts, so its border would differ")
     biased = any(window.biased for window in alike)
     shifted = True in outside
-    return Window(channels, group, tuple(axes), biased, fixed, alike[0].vector, shifted)
+    return Window(channels, group, tuple(axes), biased, fixed, alike[0].layout, shifted)
 
 
 def emittable(window: Window) -> Window:
@@ -223,15 +241,23 @@ def emittable(window: Window) -> Window:
 
 def with_rank(window: Window, rank: int) -> Window:
     """A pointwise window for any rank given `rank` spatial axes; any other window as it is."""
-    if window.axes or window.vector:
+    if window.axes or window.layout not in (Layout.ANY, Layout.SECOND):
         return window
-    return replace(window, axes=(_POINT,) * rank, vector=rank == 0)
+    return replace(window, axes=(_POINT,) * rank, layout=Layout.SECOND)
 
 
 def _same_rank(windows: Sequence[Window]) -> tuple[Window, ...] | Refusal:
-    ranks = {len(window.axes) for window in windows if window.axes or window.vector}
+    """Windows for tensors of one rank and one layout: those that fit several are made to fit the others."""
+    layouts = {window.layout for window in windows} - {Layout.ANY}
+    ranks = {len(window.axes) for window in windows if window.axes or window.layout is Layout.FLAT}
     if len(ranks) > 1:
         return Refusal(f"joins kernels of {' and '.join(map(str, sorted(ranks)))} axes")
+    if Layout.FLAT in layouts:
+        return tuple(replace(window, layout=Layout.FLAT) for window in windows)
+    if len(layouts) > 1:
+        return Refusal("joins an op along axis 1 with one along the last axis")
+    if Layout.LAST in layouts:
+        return tuple(replace(window, layout=Layout.LAST) for window in windows)
     return tuple(with_rank(window, *ranks) for window in windows) if ranks else tuple(windows)
 
 

@@ -96,6 +96,37 @@ HARD_SIGMOID = """
     c = Clip a 0 6
     y = Div c 6
 """
+CENTRED = """
+    e = ReduceMean x
+    d = Sub x e
+"""
+DEVIATIONS = {
+    "power": """
+    q = Pow d 2
+    v = ReduceMean q
+""",
+    "product": """
+    q = Mul d d
+    v = ReduceMean q
+""",
+}
+NORMAL = """
+    a = Add v 0.00001
+    s = Sqrt a
+    n = Div d s
+"""
+SCALED, SHIFTED = "    y = Mul n 0.7\n", "    g = Mul n 0.7\n    y = Add g 0.3\n"
+ROOT_MEAN_SQUARE = """
+    q = Pow x 2
+    v = ReduceMean q
+    a = Add v 0.00001
+    s = Sqrt a
+"""
+ROOT_MEAN_SQUARES = {
+    "divided": "    n = Div x s\n    y = Mul n 0.7\n",
+    "times-reciprocal": "    r = Reciprocal s\n    n = Mul x r\n    y = Mul n 0.7\n",
+    "times-quotient": "    r = Div 1 s\n    n = Mul x r\n    y = Mul n 0.7\n",
+}
 
 WHOLE = [
     *(
@@ -107,6 +138,19 @@ WHOLE = [
     pytest.param("a HardSwish", HARD_SWISH_BEFORE_ITS_FACTOR, id="hard-swish-before-its-factor"),
     pytest.param("a HardSwish", HARD_SWISH_GATE_FIRST, id="hard-swish-gate-first"),
     pytest.param("a HardSigmoid", HARD_SIGMOID, id="hard-sigmoid"),
+    *(
+        pytest.param(
+            "a LayerNormalization", CENTRED + deviation + NORMAL + end, id=f"layer-norm-{name}-{number}"
+        )
+        for name, deviation in DEVIATIONS.items()
+        for number, end in enumerate((SCALED, SHIFTED))
+    ),
+    *(
+        pytest.param(
+            "a root mean square normalization", ROOT_MEAN_SQUARE + end, id=f"root-mean-square-{name}"
+        )
+        for name, end in ROOT_MEAN_SQUARES.items()
+    ),
 ]
 
 W = draw(4, 4, 3, 3)

@@ -174,8 +174,8 @@ def test_an_extent_below_one_is_unknown() -> None:
     Row(
         "a factor for each column",
         lambda n, x: n.add(n.conv(x), n.scale("Mul", x, 6)),
-        "Mul",
-        "neither a scalar nor one value for each channel",
+        "",
+        "joins an op along axis 1 with one along the last axis",
     ),
     Row(
         "a summand for each pixel",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from repfuse.window import IDENTITY, Axis, Refusal, Window, add, compose, emittable, with_rank
+from repfuse.window import IDENTITY, Axis, Layout, Refusal, Window, add, compose, emittable, with_rank
 
 POINT = Axis()
 PAD = Axis(begin=1, end=1)
@@ -261,7 +261,7 @@ def test_a_pointwise_op_works_at_any_rank() -> None:
 
 
 def test_a_gemm_has_no_axes_whatever_it_meets() -> None:
-    gemm, scale = Window((8, 8), 1, vector=True), Window((8, 8), 8)
+    gemm, scale = Window((8, 8), 1, layout=Layout.FLAT), Window((8, 8), 8)
     assert compose(gemm, scale) == compose(scale, gemm) == add([gemm, scale]) == add([scale, gemm]) == gemm
     assert compose(gemm, gemm) == add([gemm, IDENTITY]) == gemm
     assert with_rank(gemm, 2) == gemm
