@@ -136,8 +136,13 @@ class _Block:
         self._convs = [
             _Conv.of(_chain(node, added, after), after, original.shape_of, shifts.get(node.input[0]))
             for node in added
-            if node.op_type in ("Conv", "Gemm", "MatMul")
+            if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
         ]
+        transposed = {node.op_type == "ConvTranspose" for conv in self._convs for node in conv.part.nodes[:1]}
+        if len(transposed) > 1:
+            raise UnrunnableError(
+                "It adds up a Conv and a ConvTranspose, for which no small extents are known."
+            )
 
     def error(self) -> float:
         """The largest error; where small maps cannot be run or do not agree, that of the model's own extents.
@@ -237,7 +242,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Conv:
-    """A new Conv, Gemm or MatMul: how it moves over its source, and how its weights were rounded.
+    """A new op with a weight: how it moves over its source, and how its weights were rounded.
 
     Attributes:
         source: What it reads.
@@ -277,20 +282,26 @@ class _Conv:
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         weight = around.constants[node.input[1]]
         rows: tuple[int, ...] = ()
-        if node.op_type == "MatMul":
-            weight = weight.T
-            rows = tuple(range(2, len(shape_of(node.input[0]) or ())))
         group = given.get("group", 1)
+        if node.op_type in ("MatMul", "ConvTranspose"):  # inputs first
+            weight = weight.reshape(group, -1, *weight.shape[1:]).swapaxes(1, 2)
+            weight = weight.reshape(-1, *weight.shape[2:])
+        if node.op_type == "MatMul":
+            rows = tuple(range(2, len(shape_of(node.input[0]) or ())))
         axes = weight.ndim - 2
         begins, ends = np.reshape(given.get("pads", [0] * (2 * axes)), (2, axes))
-        dilations = np.array(given.get("dilations", [1] * axes), int)
+        strides = np.array(given.get("strides", [1] * axes), int)
+        reach = np.array(given.get("dilations", [1] * axes), int) * (np.array(weight.shape[2:], int) - 1) + 1
+        if node.op_type == "ConvTranspose":  # measured in positions of its input, each of which has all taps
+            reach = -(-reach // strides)
+            begins, ends, strides = 0 * begins, 0 * ends, 0 * strides + 1
         return _Conv(
             source=add.input[0] if add else node.input[0],
             channels=weight.shape[1] * group,
             group=group,
             columns=math.prod(weight.shape[1:]) * group,
-            strides=np.array(given.get("strides", [1] * axes), int),
-            reach=dilations * (np.array(weight.shape[2:], int) - 1) + 1,
+            strides=strides,
+            reach=reach,
             begins=begins,
             ends=ends,
             rows=rows,

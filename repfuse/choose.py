@@ -200,7 +200,7 @@ class _Chooser:
         scope, groups = self.groups.scope, self.groups
         found = _Superfluous(set(dead))
         lost: Counter[str] = Counter()
-        pending = [(position, 1, channels) for position in dead]
+        pending = [(position, 1.0, channels) for position in dead]
         while pending:
             position, density, width = pending.pop()
             lifted = groups.lifted.get(position)

@@ -43,6 +43,8 @@ def conv(window: Window, *, alone: bool = False) -> Cost:
     """The cost of a Conv with this window, and of the Add that a shift takes; `alone` where no Add follows it."""
     outputs, inputs = window.channels or (1, 1)
     arithmetic = float(window.elements)
+    if window.output_padding is not None:  # each input position has all taps
+        arithmetic *= window.stride
     if window.depthwise:
         arithmetic *= DEPTHWISE
         if alone and slow_alone(window):

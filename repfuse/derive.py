@@ -21,7 +21,8 @@ class Derived:
 
     Attributes:
         window: Its geometry, without negative padding.
-        weight: Shape `(C_out, C_in / group, *kernel)`; `(C_in, C_out)` for MatMul.
+        weight: Shape `(C_out, C_in / group, *kernel)`; `(C_in, C_out / group, *kernel)` for MatMul and
+            ConvTranspose.
         bias: Shape `(C_out,)`; None where it is zero, but for Gemm.
         shift: What must be added to the input first; a scalar, or shape `(C_in, 1, ...)`. None for nothing.
     """
@@ -143,8 +144,8 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     del exact
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
-    if window.layout is Layout.LAST:
-        weight = weight.T
+    if window.layout is Layout.LAST or window.output_padding is not None:
+        weight = kernel.outputs_first(weight, window.group)
     return Derived(window, _tensor(weight), _tensor(bias) if biased else None, shift)
 
 

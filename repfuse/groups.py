@@ -20,7 +20,7 @@ from repfuse.view import Scope
 from repfuse.window import IDENTITY, Layout, Refusal, Window
 
 JOINS = frozenset({"Add", "Sub", "Sum"})
-WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """What a group becomes one of; there must be one in it."""
 
 _FORMS_KEPT = 8

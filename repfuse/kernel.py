@@ -163,6 +163,8 @@ def trimmed(kernel: EquivalentKernel) -> EquivalentKernel:
     Args:
         kernel: A kernel without negative padding; this has none either.
     """
+    if kernel.window.output_padding is not None:
+        return kernel
     axes, kept = [], []
     for number, axis in enumerate(kernel.window.axes):
         others = tuple(other for other in range(kernel.weight.ndim) if other != number + 2)
@@ -184,6 +186,17 @@ def trimmed(kernel: EquivalentKernel) -> EquivalentKernel:
         return kernel
     places: Any = (slice(None), slice(None), *kept)
     return replace(kernel, window=replace(kernel.window, axes=tuple(axes)), weight=kernel.weight[places])
+
+
+def outputs_first(weight: Array, group: int) -> Array:
+    """The weight of a ConvTranspose, `(C_in, C_out / group, *kernel)`, as `(C_out, C_in / group, *kernel)`.
+
+    Its own inverse: called with the latter, it gives the former.
+    """
+    rows, columns, *taps = weight.shape
+    blocks = weight.reshape(group, rows // group, columns, *taps).swapaxes(1, 2)
+    swapped: Array = blocks.reshape(group * columns, rows // group, *taps)
+    return swapped
 
 
 def _exact(window: Window | Refusal) -> Window:

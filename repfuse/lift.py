@@ -38,6 +38,7 @@ def lift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
 
 LIFTERS: Mapping[str, Lifter] = {
     "Conv": lift_weights.conv,
+    "ConvTranspose": lift_weights.conv_transpose,
     "Gemm": lift_weights.gemm,
     "MatMul": lift_weights.matmul,
     "BatchNormalization": lift_affine.batch_normalization,

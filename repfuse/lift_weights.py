@@ -1,10 +1,12 @@
-"""Lifting the operators that have weights: Conv, Gemm and MatMul."""
+"""Lifting the operators that have weights: Conv, ConvTranspose, Gemm and MatMul."""
 
 from __future__ import annotations
 
 import numpy as np
 from onnx import NodeProto
 
+from repfuse import kernel
+from repfuse.constants import Constant
 from repfuse.kernel import EquivalentKernel
 from repfuse.lifted import Lifted, op_of
 from repfuse.operands import FLOATS, attributes_of, constant_at, last_axis, spatial_axes, values_of, vector_of
@@ -14,16 +16,10 @@ from repfuse.window import Layout, Refusal, Window
 
 def conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     """Lift Conv, versions 1, 11 and 22."""
-    weight = constant_at(node, 1, scope)
-    bias = constant_at(node, 2, scope)
-    if _is_dequantized(node.input[1], scope):
-        return Refusal("has a quantized weight: fuse the float model and quantize afterwards")
-    if weight is None:
-        return Refusal("has a weight that is computed at run time or can be overridden by a caller")
-    if bias is None and len(node.input) > 2 and node.input[2]:
-        return Refusal("has a bias that is computed at run time or can be overridden by a caller")
-    if weight.data_type not in FLOATS:
-        return Refusal("has a weight that is not of a float type")
+    operands = _weight_and_bias(node, scope)
+    if isinstance(operands, Refusal):
+        return operands
+    weight, bias = operands
     attributes = attributes_of(node)
     outputs, per_group, *extents = weight.dims
     group = attributes.get("group", 1)
@@ -43,6 +39,55 @@ def conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         (op,),
         weight.data_type,
     )
+
+
+def conv_transpose(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift ConvTranspose, versions 1, 11 and 22, whose weight has its inputs first."""
+    operands = _weight_and_bias(node, scope)
+    if isinstance(operands, Refusal):
+        return operands
+    weight, bias = operands
+    attributes = attributes_of(node)
+    if attributes.get("output_shape") or attributes.get("auto_pad", b"NOTSET") not in (b"", b"NOTSET"):
+        return Refusal("has an output_shape or auto_pad, from which its padding would have to be found")
+    inputs, per_group, *extents = weight.dims
+    group = attributes.get("group", 1)
+    axes = spatial_axes(attributes, extents, scope, node.input[0])
+    if isinstance(axes, Refusal):
+        return axes
+    outputs = per_group * group
+    appended = tuple(attributes.get("output_padding") or [0] * len(extents))
+    fits = group >= 1 and inputs % group == 0 and len(appended) == len(extents) > 0
+    if not fits or (bias and bias.dims != (outputs,)):
+        return Refusal("has a weight, bias and group that do not fit together")
+    shift = vector_of(bias, outputs) if bias else np.zeros(outputs)
+    geometry = Window(
+        (outputs, inputs), group, axes, biased=bool(np.any(shift != 0)), output_padding=appended
+    )
+    return Lifted(
+        node.input[0],
+        geometry,
+        lambda: EquivalentKernel(geometry, kernel.outputs_first(values_of(weight), group), shift),
+        (op_of("convtranspose", geometry),),
+        weight.data_type,
+    )
+
+
+def _weight_and_bias(node: NodeProto, scope: Scope) -> tuple[Constant, Constant | None] | Refusal:
+    """The constant operands of a Conv or ConvTranspose."""
+    weight = constant_at(node, 1, scope)
+    bias = constant_at(node, 2, scope)
+    if _is_dequantized(node.input[1], scope):
+        return Refusal("has a quantized weight: fuse the float model and quantize afterwards")
+    if weight is None:
+        return Refusal("has a weight that is computed at run time or can be overridden by a caller")
+    if bias is None and len(node.input) > 2 and node.input[2]:
+        return Refusal("has a bias that is computed at run time or can be overridden by a caller")
+    if weight.data_type not in FLOATS:
+        return Refusal("has a weight that is not of a float type")
+    if len(weight.dims) < 2:
+        return Refusal("has a weight, bias and group that do not fit together")
+    return weight, bias
 
 
 def gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:

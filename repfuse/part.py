@@ -251,6 +251,39 @@ class Conv(ReferenceConv):
         return (total if b is None else total + b.reshape(-1, *ones),)
 
 
+class ConvTranspose(OpRun):
+    """Tap by tap; the reference implementation mistakes the weights of groups (onnx 1.23)."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **geometry: Any) -> tuple[Array]:
+        if geometry["output_shape"] or geometry["auto_pad"] not in (None, "NOTSET"):
+            raise ValueError("ConvTranspose with auto_pad or output_shape")
+        taps, group = w.shape[2:], geometry["group"] or 1
+        ones = [1] * len(taps)
+        strides, dilations = geometry["strides"] or ones, geometry["dilations"] or ones
+        pads = geometry["pads"] or [0, 0] * len(taps)
+        appended = geometry["output_padding"] or [0] * len(taps)
+        maps = x.reshape(len(x), group, -1, math.prod(x.shape[2:]))
+        weight = w.reshape(group, -1, *w.shape[1:])
+        whole = (
+            np.multiply(strides, np.subtract(x.shape[2:], 1))
+            + np.multiply(dilations, np.subtract(taps, 1))
+            + 1
+        )
+        total = np.zeros((len(x), group * w.shape[1], *(whole + appended)))
+        for tap in np.ndindex(taps):
+            starts = np.multiply(tap, dilations)
+            steps = zip(starts, x.shape[2:], strides, strict=True)
+            place: Any = (..., *(slice(i, i + (n - 1) * s + 1, s) for i, n, s in steps))
+            at: Any = (..., *tap)
+            total[place] += (weight[at].swapaxes(1, 2) @ maps).reshape(len(x), -1, *x.shape[2:])
+        begins, ends = pads[: len(taps)], pads[len(taps) :]
+        inside: Any = (..., *(slice(i, n - j) for i, j, n in zip(begins, ends, total.shape[2:], strict=True)))
+        total = total[inside]
+        return (total if b is None else total + b.reshape(-1, *ones),)
+
+
 class AveragePool(AveragePool_19):
     """As a Conv with ones: the reference implementation takes each element by itself, in seconds."""
 
@@ -301,4 +334,4 @@ class BatchNormalization(OpRun):
         return ((x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape),)
 
 
-_OPS: list[type[OpRun]] = [Conv, AveragePool, ScatterND, BatchNormalization]
+_OPS: list[type[OpRun]] = [Conv, ConvTranspose, AveragePool, ScatterND, BatchNormalization]

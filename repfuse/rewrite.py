@@ -1,4 +1,4 @@
-"""Turning a chosen candidate into nodes: a Conv, Gemm or MatMul for each merge, and Adds for what stays."""
+"""Turning a chosen candidate into nodes: an op with a weight for each merge, and Adds for what stays."""
 
 from __future__ import annotations
 
@@ -91,20 +91,20 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
 
 
 def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> list[NodeProto]:
-    """A Conv, behind an Add where a shift stays; a Gemm; or a MatMul with the Add of its bias: see its layout."""
-    op_type, kind = _OPERATORS.get(derived.window.layout, ("Conv", "conv"))
+    """A Conv, behind an Add where a shift stays; a ConvTranspose; a Gemm; or a MatMul with the Add of its bias."""
+    op_type = _operator(derived.window)
     source, shifts = merge.source, []
     if derived.shift is not None:
         name = patch.fresh(f"{stem}/fused_shift")
         constant = patch.add_constant(groups.scope, f"{name}.value", derived.shift)
         shifts = [helper.make_node("Add", [source, constant], [name], name=name)]
         source = name
-    name = patch.fresh(f"{stem}/fused_{kind}")
+    name = patch.fresh(f"{stem}/fused_{op_type.lower()}")
     inputs = [source, patch.add_constant(groups.scope, f"{name}.weight", derived.weight)]
     if derived.bias is not None:
         inputs.append(patch.add_constant(groups.scope, f"{name}.bias", derived.bias))
-    if op_type == "Conv":
-        return [*shifts, helper.make_node("Conv", inputs, [name], name=name, **_geometry(derived.window))]
+    if op_type in ("Conv", "ConvTranspose"):
+        return [*shifts, helper.make_node(op_type, inputs, [name], name=name, **_geometry(derived.window))]
     if op_type == "Gemm":
         return [helper.make_node("Gemm", inputs, [name], name=name, transB=1)]
     nodes = [helper.make_node("MatMul", inputs[:2], [name], name=name)]
@@ -114,13 +114,19 @@ def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Pa
     return nodes
 
 
-_OPERATORS = {Layout.FLAT: ("Gemm", "gemm"), Layout.LAST: ("MatMul", "matmul")}
+def _operator(window: Window) -> str:
+    """The operator that computes what a window describes."""
+    if window.output_padding is not None:
+        return "ConvTranspose"
+    return {Layout.FLAT: "Gemm", Layout.LAST: "MatMul"}.get(window.layout, "Conv")
 
 
 def _geometry(window: Window) -> dict[str, Any]:
-    """A Conv's attributes."""
+    """The attributes of a Conv or ConvTranspose."""
     axes = window.axes
+    appended = {"output_padding": window.output_padding} if any(window.output_padding or ()) else {}
     return {
+        **appended,
         "kernel_shape": [axis.kernel for axis in axes],
         "strides": [axis.stride for axis in axes],
         "dilations": [axis.dilation for axis in axes],

@@ -90,6 +90,8 @@ class Window:
         fixed: Whether this holds only for the static input extent that the model declares.
         layout: Where the channels are.
         shifted: Whether the outside value may be other than zero; only of a padded window.
+        output_padding: Of a ConvTranspose, how many outputs it appends on each axis; None for any other op. Its
+            axes are those of the Conv whose transpose it is.
     """
 
     channels: tuple[int, int] | None = None
@@ -99,6 +101,7 @@ class Window:
     fixed: bool = False
     layout: Layout = Layout.ANY
     shifted: bool = False
+    output_padding: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.layout is Layout.ANY and (self.channels or self.axes):
@@ -112,7 +115,7 @@ class Window:
     @property
     def pointwise(self) -> bool:
         """Whether each output reads one input position, that of its own number."""
-        return all(axis == _POINT for axis in self.axes)
+        return self.output_padding is None and all(axis == _POINT for axis in self.axes)
 
     @property
     def padded(self) -> bool:
@@ -131,9 +134,10 @@ class Window:
         return outputs * (inputs // (self.group or 1)) * self.taps
 
     @property
-    def stride(self) -> int:
+    def stride(self) -> float:
         """How many input positions there are for each output position."""
-        return math.prod(axis.stride for axis in self.axes)
+        steps = math.prod(axis.stride for axis in self.axes)
+        return steps if self.output_padding is None else 1 / steps
 
 
 _POINT = Axis()
@@ -161,6 +165,8 @@ def compose(first: Window, second: Window) -> Window | Refusal:
     first, second = pair
     if first.channels and second.channels and first.channels[0] != second.channels[1]:
         return Refusal(f"broadcasts {first.channels[0]} channels against {second.channels[1]}")
+    if first.output_padding is not None or second.output_padding is not None:
+        return _compose_transposed(first, second)
     for a, b in zip(first.axes, second.axes, strict=True):
         if (a.reach - a.begin >= a.stride and b.begin > 0) or (a.reach > a.end and b.end > 0):
             return Refusal("pads with zeros what an op before it computes from across the border")
@@ -202,6 +208,11 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
     channels = _common_channels(alike)
     if isinstance(channels, Refusal):
         return channels
+    group = math.gcd(*(window.group for window in alike))
+    if any(window.output_padding is not None for window in alike):
+        if len({(window.axes, window.output_padding) for window in alike}) > 1:
+            return Refusal("joins a ConvTranspose with what is none, or has another geometry")
+        return replace(alike[0], group=group, biased=any(window.biased for window in alike))
     rank = len(alike[0].axes)
     known = extents if extents and rank else [None] * rank
     if len(known) != rank:
@@ -214,7 +225,6 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
             return axis
         axes.append(axis)
         fixed = fixed or len({a.slack for a in column}) > 1
-    group = math.gcd(*(window.group for window in alike))
     outside = {window.shifted for window in alike if window.padded}
     if len(outside) > 1:
         return Refusal("pads with zeros tensors of different shifts, so its border would differ")
@@ -225,6 +235,8 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
 
 def emittable(window: Window) -> Window:
     """The same window with no negative padding, which Conv does not have: zero taps take its place."""
+    if window.output_padding is not None:
+        return window
     axes = []
     for axis in window.axes:
         before = max(0, -(axis.begin // axis.dilation)) if axis.begin < 0 else 0
@@ -268,6 +280,19 @@ def _chained(first: Window, second: Window) -> tuple[tuple[int, int] | None, int
     if second.channels is None:
         return first.channels, math.gcd(first.group, first.channels[0])
     return (second.channels[0], first.channels[1]), math.gcd(first.group, second.group)
+
+
+def _compose_transposed(first: Window, second: Window) -> Window | Refusal:
+    """A ConvTranspose before or behind a pointwise op. Its taps overlap, so it spreads a shift unevenly."""
+    if not (first.pointwise or second.pointwise):
+        return Refusal("stands in a row with a ConvTranspose, and neither of them is pointwise")
+    if first.biased and second.output_padding is not None:
+        return Refusal(
+            "is a ConvTranspose of a tensor to which a shift was added, which its taps spread unevenly"
+        )
+    transposed = second if first.pointwise else first
+    channels, group = _chained(first, second)
+    return replace(transposed, channels=channels, group=group, biased=first.biased or second.biased)
 
 
 def _common_channels(windows: Sequence[Window]) -> tuple[int, int] | Refusal | None:
