@@ -56,6 +56,9 @@ _PLACES = ((0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (1.0, 1.0))
 _NOISE = (1.0, 50.0)
 """Deviations of dense noise. What only looks linear near zero does not agree on both."""
 
+_KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub"}
+"""What new nodes are, but for those that move or average elements."""
+
 _LARGEST = 2**25
 """Elements of a Conv's columns (taps times outputs); a block that can only be run larger is skipped."""
 
@@ -125,13 +128,16 @@ class _Block:
             raise UnrunnableError("Another edit made do without it.")
         read = {name for node in added for name in node.input}
         # All that the new nodes do not compute and that was there before; what is left are their weights.
-        self._inputs = frozenset(name for name in read - made if name in original)
+        self._inputs = frozenset(
+            name for name in read - made if name in original and not original.is_constant(name)
+        )
         before = original.between(self._inputs, edit.output)
         self._before = before.wide() if before else None
         self._shaken = before.shaken(np.random.default_rng(0)) if before else None
         after = fused.between(self._inputs, edit.output)
         assert after is not None
         self._after = after.wide()
+        self._carried = None if {node.op_type for node in added} <= _KERNELS else _rounded_off(added, after)
         shifts = {node.output[0]: node for node in added if node.op_type == "Add"}
         self._convs = [
             _Conv.of(_chain(node, added, after), after, original.shape_of, shifts.get(node.input[0]))
@@ -152,6 +158,8 @@ class _Block:
         """
         if self._before is None:
             return math.inf
+        if self._carried:
+            return self._carried_error(self._carried)
         failure = None
         try:
             error = max(map(self._error, self._small_sizes()))
@@ -164,6 +172,35 @@ class _Block:
         if failure:
             raise failure
         return error
+
+    def _carried_error(self, rounded_off: Part) -> float:
+        """The error where ops move or average elements, too, which hold for the extents that the model has."""
+        assert self._before is not None
+        (source,) = self._inputs
+        shape = [
+            2 if axis == 0 and not isinstance(n, int) else n
+            for axis, n in enumerate(self._shape_of(source) or ())
+        ]
+        extents = [n for n in shape if isinstance(n, int)]
+        if len(extents) == 1 or len(extents) != len(shape) or math.prod(extents) > _LARGEST:
+            raise UnrunnableError("It changes the layout of a tensor whose extents are unknown, or large.")
+        random = np.random.default_rng(0)
+        inputs = [np.zeros(extents), *(random.normal(0, deviation, extents) for deviation in _NOISE)]
+        for place in range(len(_PLACES)):
+            inputs.append(np.zeros(extents))
+            inputs[-1].flat[place * (inputs[-1].size - 1) // (len(_PLACES) - 1)] = 1
+        errors = []
+        for values in inputs:
+            always, nearly = (
+                _to_the(power, rounded_off).run({source: np.abs(values) ** power})[self._output]
+                for power in (1, 2)
+            )
+            bound = np.minimum(always, _HOEFFDING * np.sqrt(nearly))
+            values_before = self._before.run({source: values})
+            largest = max(np.abs(each).max(initial=0) for each in (values, *values_before.values()))
+            actual = self._after.run({source: values})[self._output]
+            errors.append(_share(values_before[self._output], actual, bound + ARITHMETIC * largest))
+        return max(errors)
 
     def _small_sizes(self) -> Iterator[Sizes]:
         """Extents that differ by axis and go through every stride phase; outputs of all sources agree."""
@@ -213,14 +250,13 @@ class _Block:
             return math.inf
         values = self._before.run(feeds)
         expected = values[self._output]
-        if not expected.shape == actual.shape == bound.shape:
+        if expected.shape != bound.shape:
             return math.inf
-        deviation = np.abs(expected - actual)
         bound = bound + ARITHMETIC * _largest_of_rows([*feeds.values(), *values.values()])
-        if self._shaken and np.any(deviation > bound * LIMIT):
-            bound = bound + self._unsettled(feeds, expected)
-        share = deviation / bound
-        return float(np.nan_to_num(np.max(share, where=deviation != 0, initial=0), nan=np.inf, posinf=np.inf))
+        share = _share(expected, actual, bound)
+        if self._shaken and LIMIT < share < math.inf:
+            share = _share(expected, actual, bound + self._unsettled(feeds, expected))
+        return share
 
     def _unsettled(self, feeds: Mapping[str, Array], expected: Array) -> Array:
         """How far each row of outputs is unsettled, since what the original writes into tensors is rounded, too.
@@ -349,9 +385,7 @@ class _Conv:
 
     def rounding(self, source: Array, power: int) -> Array:
         """The sum, over taps, of the powers of what rounding the weight may change there."""
-        constants = {name: value**power for name, value in self.part.constants.items()}
-        part = Part(self.part.nodes, constants, self.part.imports)
-        return self._run(part, np.abs(source + wide(self.shift)) ** power)
+        return self._run(_to_the(power, self.part), np.abs(source + wide(self.shift)) ** power)
 
     def rounding_of_shift(self, source: Array) -> Array | float:
         """What rounding the shift may change at most: if it does so at each tap, in the padding or not."""
@@ -378,6 +412,32 @@ def _chain(node: NodeProto, added: Sequence[NodeProto], around: Part) -> list[No
     """A new node, and that which adds its bias, if another one does."""
     adds = [each for each in added if each.op_type == "Add" and each.input[0] in node.output]
     return [node, *(each for each in adds if each.input[1] in around.constants)]
+
+
+def _rounded_off(added: Sequence[NodeProto], after: Part) -> Part:
+    """New nodes with what was rounded off their weights at most in place of these."""
+    names = {name for node in added for name in node.input if name in after.constants}
+    values = {name: after.constants[name] for name in names}
+    floats = {name: _half_ulp(value) for name, value in values.items() if value.dtype.kind in "fV"}
+    return Part(added, values | floats, after.imports)
+
+
+def _to_the(power: int, part: Part) -> Part:
+    """A part whose weights are raised to a power; shapes and axes are not."""
+    constants = {
+        name: value**power if value.dtype.kind == "f" else value for name, value in part.constants.items()
+    }
+    return Part(part.nodes, constants, part.imports)
+
+
+def _share(expected: Array, actual: Array, bound: Array) -> float:
+    """The largest deviation as a share of its bound; infinite where shapes differ."""
+    if not expected.shape == actual.shape:
+        return math.inf
+    deviation = np.abs(expected - actual)
+    with np.errstate(all="ignore"):  # zero by zero, where both sides are
+        share = deviation / bound
+    return float(np.nan_to_num(np.max(share, where=deviation != 0, initial=0), nan=np.inf, posinf=np.inf))
 
 
 def _half_ulp(values: Array) -> Array:

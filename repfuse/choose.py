@@ -13,19 +13,33 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from repfuse import cost, window
+from repfuse.carry import Carry
 from repfuse.cost import Cost
 from repfuse.groups import Form, Groups, Operand
 from repfuse.lifted import Lifted
 from repfuse.window import Layout, Refusal, Window
 
+_ROUNDING = 1e-3
+"""A saving below this is none: the op that a kernel passes costs the same before and after, but for rounding."""
+
 
 @dataclass(frozen=True)
 class Merge:
-    """Branches that become one Conv: tensors that follow linearly from `source`, added up."""
+    """Branches that become one Conv: tensors that follow linearly from `source`, added up.
+
+    Attributes:
+        source: What it acts on.
+        terms: What it computes: one tensor, or several that are added up.
+        window: Its geometry.
+        path: Positions of ops that carry channels (see `repfuse.carry`) between the source and the only term.
+        behind: Whether the Conv comes behind them, not before.
+    """
 
     source: str
     terms: tuple[Operand, ...]
     window: Window
+    path: tuple[int, ...] = ()
+    behind: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,12 @@ class _Chooser:
             if form.is_weighted:
                 merge = Merge(source, (Operand(output, 1),), form.window)
                 yield self._candidate(position, (merge,), ())
+        for source, way in self.groups.carried(output).items():
+            for geometry, behind in way.choices if way.is_weighted else ():
+                merge = Merge(source, (Operand(output, 1),), geometry, way.path, behind)
+                found = self._candidate(position, (merge,), ())
+                if found.saving > _ROUNDING:
+                    yield found
 
     def _join_behind(self, position: int) -> int:
         """The nearest join, or Conv, that a node follows from through its tail."""
@@ -187,13 +207,24 @@ class _Chooser:
         parts = len(merges) + len(rest)
         after = Cost().plus(cost.pointwise(outputs, 2), parts - 1)
         for merge in merges:
-            after = after.plus(_conv_cost(merge.window, alone=parts == 1))
-            if merge.window.layout is Layout.LAST and merge.window.biased:  # MatMul's bias is an Add
-                after = after.plus(cost.pointwise(outputs))
+            after = after.plus(self._merged_cost(merge, alone=parts == 1))
         # A Conv where there was none, or in place of an elementwise op that stays, is not what fusing is for.
         saving = cost.saving(gone.cost, after) if gone.weighted >= len(merges) else -1.0
         grows = after.arithmetic > gone.cost.arithmetic
         return Candidate(position, merges, rest, frozenset(gone.nodes), saving, grows)
+
+    def _merged_cost(self, merge: Merge, *, alone: bool) -> Cost:
+        """The cost of a Conv, and of the ops that carry channels before or behind it."""
+        outputs, inputs = merge.window.channels or (1, 1)
+        own = _conv_cost(merge.window, alone=alone)
+        if merge.window.layout is Layout.LAST and merge.window.biased:  # MatMul's bias is an Add
+            own = own.plus(cost.pointwise(outputs))
+        total, density = Cost(), 1.0
+        for position in reversed(merge.path):
+            carry = self.groups.carries[position]
+            total = total.plus(_carry_cost(carry, inputs if merge.behind else outputs), density)
+            density *= carry.density
+        return total.plus(own, 1.0 if merge.behind else density)
 
     def _superfluous(self, dead: Sequence[int], needed: frozenset[str], channels: int) -> _Superfluous:
         """What goes if the nodes `dead` go and of the tensors between only `needed` ones must stay."""
@@ -206,7 +237,10 @@ class _Chooser:
             lifted = groups.lifted.get(position)
             inputs = groups.data_inputs(position)
             found.weighted += lifted is not None and lifted.weight_type != 0
-            found.cost = found.cost.plus(_node_cost(lifted, width, len(inputs)), density)
+            carry = groups.carries.get(position)
+            own = _carry_cost(carry, width) if carry else _node_cost(lifted, width, len(inputs))
+            found.cost = found.cost.plus(own, density)
+            density *= carry.density if carry else 1.0
             if lifted:
                 found.nodes |= lifted.inside
                 density *= lifted.window.stride
@@ -257,6 +291,13 @@ def _saved_by(union: _Cluster, a: _Cluster, b: _Cluster) -> float:
 
 def _conv_cost(geometry: Window, *, alone: bool) -> Cost:
     return cost.conv(window.emittable(geometry), alone=alone)
+
+
+def _carry_cost(carry: Carry, channels: int) -> Cost:
+    """A Reshape moves nothing; others read what they average."""
+    whole = carry.places.keys() == set(range(carry.ranks[0])) == set(carry.places.values())
+    moves = carry.density > 1 or (whole and any(at != to for at, to in carry.places.items()))
+    return Cost().plus(cost.pointwise(channels), (1 + carry.density) / 2) if moves else Cost()
 
 
 def _node_cost(lifted: Lifted | None, channels: int, operands: int) -> Cost:

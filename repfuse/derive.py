@@ -35,7 +35,7 @@ class Derived:
 
 def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
     """Compute the one Conv that a merge amounts to."""
-    reader = _Reader(groups, merge.source)
+    reader = _Reader(groups, merge)
     with np.errstate(all="ignore"):  # what is not finite is refused below
         try:
             exact = [reader.merged(merge)]
@@ -55,16 +55,18 @@ class _BordersDifferError(Exception):
 class _Reader:
     """Walks from a tensor back to its source, composing what it meets; shared tensors are read once."""
 
-    def __init__(self, groups: Groups, source: str) -> None:
+    def __init__(self, groups: Groups, merge: Merge) -> None:
         self.weight_types: set[int] = set()
         self._groups = groups
-        self._source = source
+        source = self._source = merge.source
+        self._crosses = bool(merge.path)
         self._known: dict[str, EquivalentKernel] = {source: kernel.identity()}
 
     def merged(self, merge: Merge) -> EquivalentKernel:
         """The sum of a merge's terms."""
         branches = [_signed(self.kernel_of(term.tensor), term.sign) for term in merge.terms]
         total = branches[0] if len(branches) == 1 else self.sum(branches)
+        total = kernel.placed(total, merge.window) if merge.path else total
         return kernel.trimmed(kernel.emittable(total))
 
     def kernel_of(self, tensor: str) -> EquivalentKernel:
@@ -100,6 +102,8 @@ class _Reader:
         return kernel.add(branches, window)
 
     def _apply(self, position: int) -> EquivalentKernel:
+        if position in self._groups.carries:
+            return self._known[self._groups.carries[position].source]
         lifted = self._groups.lifted.get(position)
         if lifted is None:
             operands, _ = self._groups.flattened(position)
@@ -108,12 +112,11 @@ class _Reader:
         if lifted.weight_type:
             self.weight_types.add(lifted.weight_type)
         before = self._known[lifted.source]
+        behind = lifted.kernel()
+        if self._crosses:  # where its channels lie differs from one side of a carrying op to the other
+            behind = kernel.unplaced(behind)
         # The bare source needs no arithmetic, so a Conv's weight is not copied for it.
-        return (
-            lifted.kernel()
-            if before is self._known[self._source]
-            else kernel.compose(before, lifted.kernel())
-        )
+        return behind if before is self._known[self._source] else kernel.compose(before, behind)
 
 
 def _signed(branch: EquivalentKernel, sign: int) -> EquivalentKernel:

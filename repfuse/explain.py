@@ -119,7 +119,7 @@ def _end_of_chain(groups: Groups, tensor: str) -> tuple[int, str] | None:
     """The node that keeps the next tensor from being a source of this one, and why."""
     farthest = list(groups.forms(tensor))[-1]
     position = groups.scope.producer(farthest)
-    if position is not None and groups.is_linear(position):
+    if position is not None and groups.is_linear(position) and position not in groups.carries:
         # That node is linear, so one between here and there cannot be merged with it.
         position = _blocked_between(groups, tensor, farthest)
     if position is None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from repfuse import window
+from repfuse.carry import CARRIERS, Carry, carry
 from repfuse.frames import Frames
 from repfuse.idioms import idiom_nodes
 from repfuse.lift import LIFTERS, lift
@@ -33,6 +34,33 @@ class Form:
 
     window: Window
     is_weighted: bool
+
+
+@dataclass(frozen=True)
+class CarriedForm:
+    """One way in which a tensor follows from a source across ops that carry channels (see `repfuse.carry`).
+
+    Attributes:
+        before: The kernel if it acts on the source, and the ops on what it computes; None if that cannot be.
+        behind: The kernel if it acts on what the ops make of the source; None if that cannot be.
+        path: Positions of the ops.
+        is_weighted: As for `Form`.
+        starts_weighted: Whether a weight is before the first of the ops.
+    """
+
+    before: Window | None
+    behind: Window | None
+    path: tuple[int, ...]
+    is_weighted: bool
+    starts_weighted: bool
+
+    @property
+    def choices(self) -> list[tuple[Window, bool]]:
+        """The kernels that may be chosen, with whether each is behind the ops."""
+        both = [(self.before, False), (self.behind, True)]
+        if self.behind and not self.starts_weighted:  # the weight stays on its side
+            both = both[1:]
+        return [(window, behind) for window, behind in both if window]
 
 
 @dataclass(frozen=True)
@@ -58,6 +86,7 @@ class Groups:
         scope: The graph.
         lifted: Linear nodes by position.
         joins: The operands of each join by its position.
+        carries: Ops that carry channels, by position.
         blocked: Why a node is not linear, or cannot be merged with what is before it, by position.
     """
 
@@ -66,8 +95,10 @@ class Groups:
         self.lifted: dict[int, Lifted] = {}
         self.joins: dict[int, tuple[Operand, ...]] = {}
         self.blocked: dict[int, Refusal] = {}
+        self.carries: dict[int, Carry] = {}
         self._forms: dict[str, dict[str, Form]] = {}
         self._frames = Frames(scope)
+        self._carried: dict[str, dict[str, CarriedForm]] = {}
         if not any(node.op_type in WEIGHTED for node in scope.nodes):
             return
         off_limits = idiom_nodes(scope)
@@ -86,14 +117,21 @@ class Groups:
         """The forms of a tensor by source, the nearest first: before all, itself as the bare source."""
         return {tensor: _ITSELF, **self._forms.get(tensor, {})}
 
+    def carried(self, tensor: str) -> dict[str, CarriedForm]:
+        """The ways by source in which what a linear op computes follows across ops that carry channels."""
+        position = self.scope.producer(tensor)
+        return self._carried.get(tensor, {}) if position in self.lifted else {}
+
     def is_linear(self, position: int) -> bool:
-        """Whether a node is a linear op or a join."""
-        return position in self.lifted or position in self.joins
+        """Whether a node is a linear op, a join, or carries channels."""
+        return position in self.lifted or position in self.joins or position in self.carries
 
     def data_inputs(self, position: int) -> tuple[str, ...]:
         """The operands of a linear node or join that are not constant."""
         if position in self.lifted:
             return (self.lifted[position].source,)
+        if position in self.carries:
+            return (self.carries[position].source,)
         return tuple(operand.tensor for operand in self.joins.get(position, ()))
 
     def sum(self, windows: Sequence[Window], source: str) -> Window | Refusal:
@@ -134,6 +172,9 @@ class Groups:
                 self._keep(node.output[0], self._forms_of_join(position))
                 return
         framed = self._frames.lift(position, self.lifted, self.blocked)
+        if not framed and node.op_type in CARRIERS and node.input[0] in self._forms.keys() | self._carried.keys():
+            self._visit_carry(position)
+            return
         if not framed and (node.op_type not in LIFTERS or not node.output or self._is_constant(position)):
             return
         lifted = framed or lift(node, self.scope)
@@ -144,6 +185,64 @@ class Groups:
             return
         self.lifted[position] = lifted
         self._keep(node.output[0], self._forms_of_linear(position, lifted))
+        across = self._across(lifted)
+        if across:
+            self._carried[node.output[0]] = across
+
+    def _visit_carry(self, position: int) -> None:
+        """Add an op that carries channels to the ways in which what it acts on follows from sources."""
+        node = self.scope.nodes[position]
+        found = carry(node, self.scope)
+        if found is None:
+            return
+        self.carries[position] = found
+        self.blocked.setdefault(
+            position, Refusal("moves or averages elements; branches are not merged across it")
+        )
+        ways = {
+            source: CarriedForm(form.window, form.window, (), form.is_weighted, form.is_weighted)
+            for source, form in self._forms.get(found.source, {}).items()
+        }
+        ways |= {
+            source: way for source, way in self._carried.get(found.source, {}).items() if source not in ways
+        }
+        carried = {}
+        for source, way in list(ways.items())[:_FORMS_KEPT]:
+            behind = way.behind and found.through(way.behind)
+            channels = way.behind.channels if way.behind else None
+            if found.rigid and channels and channels[0] != channels[1]:
+                behind = None
+            carried[source] = CarriedForm(
+                way.before, behind or None, (*way.path, position), way.is_weighted, way.starts_weighted
+            )
+        self._carried[node.output[0]] = carried
+
+    def _across(self, lifted: Lifted) -> dict[str, CarriedForm]:
+        """The forms of a linear op's output across ops that carry channels."""
+        found = {}
+        for source, way in self._carried.get(lifted.source, {}).items():
+            behind = way.behind and window.compose(way.behind, lifted.window)
+            before = way.before and self._before(way.before, lifted.window, way.path)
+            if behind and behind.shifted:  # an Add would have to stand between
+                behind = None
+            if behind or before:
+                weighted = way.is_weighted or bool(lifted.weight_type)
+                found[source] = CarriedForm(
+                    before or None, behind or None, way.path, weighted, way.starts_weighted
+                )
+        return found
+
+    def _before(self, first: Window, second: Window, path: Sequence[int]) -> Window | Refusal:
+        """What follows ops that carry channels, composed with what precedes them."""
+        rigid = any(self.carries[position].rigid for position in path)
+        if rigid and second.channels and second.channels[0] != second.channels[1]:
+            return Refusal("changes the number of channels, which a Reshape before it was told")
+        for position in reversed(path):
+            moved = self.carries[position].back(second)
+            if isinstance(moved, Refusal):
+                return moved
+            second = moved
+        return window.compose(first, second)
 
     def _keeps_shape(self, lifted: Lifted) -> bool:
         """Whether a constant operand is known not to enlarge the tensor that it meets."""

@@ -98,6 +98,8 @@ def compose(first: EquivalentKernel, second: EquivalentKernel) -> EquivalentKern
     elif second.window.depthwise:
         weight = _spread(first, second, window)
     else:
+        rank = len(window.axes)
+        first, second = (placed(each, geometry.with_rank(each.window, rank)) for each in (first, second))
         weight = _convolve(first, second, window)
     return _kernel(window, weight, second.bias + _sum_of_shifts(first.bias, second), outside)
 
@@ -186,6 +188,19 @@ def trimmed(kernel: EquivalentKernel) -> EquivalentKernel:
         return kernel
     places: Any = (slice(None), slice(None), *kept)
     return replace(kernel, window=replace(kernel.window, axes=tuple(axes)), weight=kernel.weight[places])
+
+
+def unplaced(kernel: EquivalentKernel) -> EquivalentKernel:
+    """A pointwise kernel for tensors of any rank and layout; any other kernel as it is."""
+    if not kernel.window.pointwise or kernel.window.channels is None:
+        return kernel
+    return placed(kernel, replace(kernel.window, axes=(), layout=Layout.SECOND))
+
+
+def placed(kernel: EquivalentKernel, window: Window) -> EquivalentKernel:
+    """The same numbers for another rank and layout."""
+    taps = [axis.kernel for axis in window.axes]
+    return replace(kernel, window=window, weight=kernel.weight.reshape(*kernel.weight.shape[:2], *taps))
 
 
 def outputs_first(weight: Array, group: int) -> Array:

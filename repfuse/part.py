@@ -57,6 +57,10 @@ class Graph:
     def __contains__(self, tensor: str) -> bool:
         return tensor in self._names
 
+    def is_constant(self, tensor: str) -> bool:
+        """Whether a tensor follows from constants alone."""
+        return self.between(frozenset(), tensor) is not None
+
     def between(self, inputs: frozenset[str], output: str) -> Part | None:
         """The part that computes `output` from `inputs` and constants; None if it needs more than these.
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, helper, numpy_helper
 
+from repfuse.carry import axis_of
 from repfuse.choose import Candidate, Merge
 from repfuse.derive import Derived, derive
 from repfuse.groups import Groups
@@ -91,9 +92,60 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
 
 
 def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> list[NodeProto]:
+    """The node with the weight, and the ops that carry channels, if there are some, on its other side."""
+    if not merge.path:
+        return _weighted(groups, merge.source, derived, stem, patch)
+    if merge.behind:
+        carries = _carries(groups, merge, merge.source, derived.window, patch)
+        return carries + _weighted(groups, carries[-1].output[0], derived, stem, patch)
+    nodes = _weighted(groups, merge.source, derived, stem, patch)
+    return nodes + _carries(groups, merge, nodes[-1].output[0], derived.window, patch)
+
+
+def _carries(groups: Groups, merge: Merge, source: str, window: Window, patch: Patch) -> list[NodeProto]:
+    """Ops that carry channels, put on another tensor, which may have another number of channels."""
+    scope = groups.scope
+    count = window.channels[1 if merge.behind else 0] if window.channels else None
+    nodes = []
+    for position, axis in zip(merge.path, _axes(groups, merge, window), strict=True):
+        old, carry = scope.nodes[position], groups.carries[position]
+        node = NodeProto()
+        node.CopyFrom(old)
+        node.name = patch.fresh(f"{old.name or old.output[0]}/carried")
+        node.input[0], node.output[0] = source, node.name
+        source = node.name
+        if count and carry.extents and axis is not None and carry.extents[axis] not in (-1, 0, count):
+            extents = [*carry.extents[:axis], count, *carry.extents[axis + 1 :]]
+            shape = numpy_helper.from_array(np.array(extents, np.int64))
+            node.input[1] = patch.add_constant(scope, f"{node.name}.shape", shape)
+        nodes.append(node)
+    return nodes
+
+
+def _axes(groups: Groups, merge: Merge, window: Window) -> list[int | None]:
+    """Which axis holds the channels of what each op on a merge's path computes; None where it takes them apart.
+
+    What takes channels apart is passed by a scalar only, so their number stays.
+    """
+    carries = [groups.carries[position] for position in merge.path]
+    axes: list[int | None] = []
+    if merge.behind:
+        axis: int | None = axis_of(window, carries[-1].ranks[1])
+        for carry in reversed(carries):
+            axes.insert(0, axis)
+            axis = next((at for at, to in carry.places.items() if to == axis), None)
+        return axes
+    axis = axis_of(window, carries[0].ranks[0])
+    for carry in carries:
+        axis = None if axis is None else carry.places.get(axis)
+        axes.append(axis)
+    return axes
+
+
+def _weighted(groups: Groups, source: str, derived: Derived, stem: str, patch: Patch) -> list[NodeProto]:
     """A Conv, behind an Add where a shift stays; a ConvTranspose; a Gemm; or a MatMul with the Add of its bias."""
     op_type = _operator(derived.window)
-    source, shifts = merge.source, []
+    shifts = []
     if derived.shift is not None:
         name = patch.fresh(f"{stem}/fused_shift")
         constant = patch.add_constant(groups.scope, f"{name}.value", derived.shift)

@@ -42,6 +42,9 @@ def _outermost_join(groups: Groups, merge: Merge) -> tuple[list[Operand], tuple[
         assert position is not None
         if position in groups.joins:
             return list(groups.joins[position]), tail
+        if position in groups.carries:
+            tensor = groups.carries[position].source
+            continue
         lifted = groups.lifted[position]
         tensor, tail = lifted.source, lifted.ops + tail
     return [merge.terms[0]], ()
@@ -59,6 +62,8 @@ def _paths(groups: Groups, operand: Operand, source: str, after: tuple[Op, ...])
     if position in groups.joins:
         for inner in groups.joins[position]:
             yield from _paths(groups, inner, source, after)
+    elif position in groups.carries:
+        yield from _paths(groups, Operand(groups.carries[position].source, 1), source, after)
     else:
         lifted = groups.lifted[position]
         yield from _paths(groups, Operand(lifted.source, 1), source, lifted.ops + after)
