@@ -96,8 +96,8 @@ class _Reader:
     def sum(self, branches: Sequence[EquivalentKernel]) -> EquivalentKernel:
         """Add up branches, whose windows are known to have a sum."""
         window = self._groups.sum([branch.window for branch in branches], self._source)
-        assert isinstance(window, Window)
-        if kernel.common_outside(branches) is None:
+        # Sums that nest may have been found pair by pair, and not all at once.
+        if isinstance(window, Refusal) or kernel.common_outside(branches) is None:
             raise _BordersDifferError
         return kernel.add(branches, window)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from fuzz_blocks import block
 from fuzz_graph import DOMAIN, Case, Graph, MisfitError
+from fuzz_rows import row
 from onnx import GraphProto, NodeProto, TensorProto, defs, helper
 
 _LATEST = defs.onnx_opset_version()
@@ -60,7 +61,7 @@ def _try_block(graph: Graph) -> None:
     """Add a block; if one of its nodes does not fit, what is there of it stays as dead code."""
     start, pool = len(graph.nodes), list(graph.pool)
     try:
-        value = block(graph)
+        value = row(graph) if graph.chance(0.2) else block(graph)
         while graph.chance(0.15):
             value = graph.pick(_ENCLOSE)(graph, start, value)
         graph.pool.append(value)
