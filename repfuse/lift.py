@@ -55,4 +55,5 @@ LIFTERS: Mapping[str, Lifter] = {
     "AveragePool": lift_space.average_pool,
     "Pad": lift_space.pad,
     "Slice": lift_space.slice_,
+    "Gather": lift_space.gather,
 }

@@ -1,4 +1,4 @@
-"""Lifting the operators that move over space without weights: AveragePool, Pad and Slice."""
+"""Lifting the operators that move over space or select channels: AveragePool, Pad, Slice and Gather."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from onnx import NodeProto
 
 from repfuse import kernel
-from repfuse.lifted import Lifted, moved, op_of
+from repfuse.lifted import Lifted, moved, op_of, selected
 from repfuse.operands import attributes_of, constant_at, cropped, integers_at, spatial_axes, static_extents
 from repfuse.view import Scope
 from repfuse.window import Axis, Refusal, Window
@@ -63,7 +63,7 @@ def pad(node: NodeProto, scope: Scope) -> Lifted | Refusal:
 
 
 def slice_(node: NodeProto, scope: Scope) -> Lifted | Refusal:
-    """Lift Slice of rows and columns, which is negative padding; from version 10 on, bounds are inputs."""
+    """Lift Slice of rows and columns (negative padding) or of channels; from version 10 on, bounds are inputs."""
     attributes = attributes_of(node)
     starts, ends = (
         integers_at(node, i, scope, attributes.get(key)) for i, key in ((1, "starts"), (2, "ends"))
@@ -74,8 +74,8 @@ def slice_(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     steps = integers_at(node, 4, scope, [1] * len(starts))
     if axes is None or steps is None or not len(starts) == len(ends) == len(axes) == len(steps):
         return Refusal("has bounds that are computed at run time")
-    if any(axis in (0, 1) for axis in axes) or any(step < 1 for step in steps):
-        return Refusal("selects channels or images, or runs backwards")
+    if any(step < 1 for step in steps):
+        return Refusal("selects images, or runs backwards")
     shape = scope.shape_of(node.input[0])
     if shape is None or len(shape) < 3 or any(not -len(shape) <= axis < len(shape) for axis in axes):
         return Refusal("acts on a tensor of unknown rank")
@@ -85,6 +85,28 @@ def slice_(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         if crop is None:
             return Refusal("ends at a place that depends on an unknown extent")
         moves[axis] = Axis(stride=step, begin=-crop[0], end=-crop[1])
-    if any(axis != Axis() for axis in moves[:2]):
-        return Refusal("selects channels or images, or runs backwards")
-    return moved(node.input[0], tuple(moves[2:]), "slice")
+    images, channels, *spatial = moves
+    if images != Axis():
+        return Refusal("selects images, or runs backwards")
+    if channels == Axis():
+        return moved(node.input[0], tuple(spatial), "slice")
+    count = shape[1]
+    if any(axis != Axis() for axis in spatial) or not isinstance(count, int):
+        return Refusal("selects channels and places at once, or channels of an unknown number")
+    return selected(node.input[0], range(-channels.begin, count + channels.end, channels.stride), count)
+
+
+def gather(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+    """Lift Gather of channels, versions 1, 11 and 13, by a constant list of indices."""
+    shape = scope.shape_of(node.input[0]) or ()
+    indices = constant_at(node, 1, scope)
+    axis = attributes_of(node).get("axis", 0)
+    if len(shape) < 3 or axis % len(shape) != 1 or not isinstance(shape[1], int):
+        return Refusal("gathers something other than channels of a known number")
+    if indices is None or len(indices.dims) != 1 or not indices.size:
+        return Refusal("gathers by indices that are computed at run time, or are no list")
+    count = shape[1]
+    chosen = [int(index) for index in indices.read()]
+    if any(not -count <= index < count for index in chosen):
+        return Refusal("gathers something other than channels of a known number")
+    return selected(node.input[0], [index % count for index in chosen], count)

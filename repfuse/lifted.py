@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,16 @@ def moved(source: str, axes: tuple[Axis, ...], kind: str) -> Lifted:
     geometry = Window(axes=axes)
     made = EquivalentKernel(geometry, np.ones((1, 1, *(1,) * len(axes))), np.zeros(1))
     return Lifted(source, geometry, lambda: made, (op_of(kind, geometry),))
+
+
+def selected(source: str, indices: Sequence[int], channels: int) -> Lifted:
+    """Some channels out of `channels`: a pointwise kernel with a single one in each row."""
+    geometry = Window((len(indices), channels), 1)
+
+    def read() -> EquivalentKernel:
+        return EquivalentKernel(geometry, np.eye(channels)[list(indices)], np.zeros(len(indices)))
+
+    return Lifted(source, geometry, read, (Op("select"),))
 
 
 def op_of(kind: str, geometry: Window, *, depthwise: bool = False) -> Op:

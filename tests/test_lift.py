@@ -134,6 +134,12 @@ EQUIVALENT = [
     row("end-beyond-the-last", "Slice", X, [2], [100], [3]),
     row("unknown-extents", "Slice", X, [1, 2], [END, -1], [2, 3], [1, 2], declared=ANY),
     row("1-D", "Slice", X, [1], [END], [2], shape=NCL),
+    row("all-channels", "Slice", X, [0], [END], [1]),
+    row("channels", "Slice", X, [1], [3], [1]),
+    row("channels-from-behind", "Slice", X, [0], [-1], [-3]),
+    row("every-other-channel", "Slice", X, [0], [3], [1], [2]),
+    row("channels", "Gather", X, [2, 0, 0, -1], axis=1),
+    row("channels-1-D", "Gather", X, [1], axis=-2, shape=NCL),
     row("of-constant-nodes", "Slice", X, "one", [5], [2], before=[constant_node("one", [1])]),
 ]
 
@@ -268,6 +274,7 @@ def test_attributes_that_a_functions_caller_sets() -> None:
         (row("", "Identity", X), ()),
         (row("", "AveragePool", X, kernel_shape=[2, 3]), (Op("avgpool", (2, 3), (1, 1), (1, 1)),)),
         (row("", "Pad", X, [0, 0, 1, 2, 0, 0, 3, 0]), (Op("pad", (1, 1), (1, 1), (1, 1)),)),
+        (row("", "Gather", X, [1], axis=1), (Op("select"),)),
         (row("", "Slice", X, [1], [6], [2], [2]), (Op("slice", (1, 1), (2, 1), (1, 1)),)),
     ],
     ids=lambda value: "" if isinstance(value, tuple) else value.values[0].op,

@@ -27,7 +27,10 @@ TRAINING = "is in training mode; export in eval mode"
 BORDER = "divides by less at the border (count_include_pad is 0)"
 CEIL = "rounds its output extent up (ceil_mode), so its last window is partial"
 NOT_ZERO = "pads with a value other than zero"
-CHANNELS = "selects channels or images, or runs backwards"
+CHANNELS = "selects images, or runs backwards"
+BOTH = "selects channels and places at once, or channels of an unknown number"
+NOT_CHANNELS = "gathers something other than channels of a known number"
+NO_LIST = "gathers by indices that are computed at run time, or are no list"
 RUN_TIME_BOUNDS = "has bounds that are computed at run time"
 QUANTIZED = "has a quantized weight: fuse the float model and quantize afterwards"
 
@@ -209,8 +212,13 @@ REFUSED = [
     refused("channels", "pads the batch or the channels", "Pad", X, [0, 1, 0, 0, 0, 0, 0, 0]),
     refused("batch", "pads the batch or the channels", "Pad", X, [0, 0, 0, 0, 1, 0, 0, 0]),
     refused("channels-by-axis", "pads the batch or the channels", "Pad", X, [0, 1], None, [-3], opset=18),
-    refused("channels", CHANNELS, "Slice", X, [0], [2], [1]),
-    refused("channels-from-behind", CHANNELS, "Slice", X, [0], [2], [-3]),
+    refused("channels-and-rows", BOTH, "Slice", X, [0, 1], [2, 5], [1, 2]),
+    refused("of-unknown-channels", BOTH, "Slice", X, [1], [2**31 - 1], [1], declared=("n", "c", "h", "w")),
+    refused("rows", NOT_CHANNELS, "Gather", X, [0, 1], axis=2),
+    refused("vectors", NOT_CHANNELS, "Gather", X, [0, 1], axis=1, shape=(2, 3)),
+    refused("beyond-the-last", NOT_CHANNELS, "Gather", X, [0, 3], axis=1),
+    refused("one-channel-without-its-axis", NO_LIST, "Gather", X, np.array(1), axis=1),
+    refused("run-time-indices", NO_LIST, "Gather", X, "i", axis=1, also={"i": [1]}),
     refused("batch", CHANNELS, "Slice", X, [0], [1], [0]),
     refused("batch-from-behind", CHANNELS, "Slice", X, [0], [1], [-4]),
     refused("without-axes", CHANNELS, "Slice", X, [0], [1]),
