@@ -432,7 +432,7 @@ def _to_the(power: int, part: Part) -> Part:
 
 def _share(expected: Array, actual: Array, bound: Array) -> float:
     """The largest deviation as a share of its bound; infinite where shapes differ."""
-    if not expected.shape == actual.shape:
+    if expected.shape != actual.shape:
         return math.inf
     deviation = np.abs(expected - actual)
     with np.errstate(all="ignore"):  # zero by zero, where both sides are

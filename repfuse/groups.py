@@ -172,7 +172,11 @@ class Groups:
                 self._keep(node.output[0], self._forms_of_join(position))
                 return
         framed = self._frames.lift(position, self.lifted, self.blocked)
-        if not framed and node.op_type in CARRIERS and node.input[0] in self._forms.keys() | self._carried.keys():
+        if (
+            not framed
+            and node.op_type in CARRIERS
+            and node.input[0] in self._forms.keys() | self._carried.keys()
+        ):
             self._visit_carry(position)
             return
         if not framed and (node.op_type not in LIFTERS or not node.output or self._is_constant(position)):
