@@ -64,6 +64,8 @@ class Session(Protocol):
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Compute every output of the model, keyed by its name in the ONNX graph, in the graph's order.
 
+        A sequence or map gives an array for each element: `name[0]`, `name['key']`.
+
         Raises:
             BackendError: The runtime refuses the feeds, or fails.
         """
@@ -152,13 +154,27 @@ class OrtSession:
                 values = _run_on_own_values(self.session, feeds)
             else:
                 values = self.session.run(self.names, dict(feeds))
-        outputs = dict(zip(self.names, values, strict=True))
-        for name, value in outputs.items():
-            if not isinstance(value, np.ndarray):
-                raise BackendError(
-                    f"{self.backend.title}: output '{name}' is no tensor, so it cannot be compared"
-                )
-        return outputs
+        return {
+            name: array
+            for output, value in zip(self.names, values, strict=True)
+            for name, array in _arrays(output, value)
+        }
+
+
+def _arrays(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+    """The arrays in an output: a sequence's by their place, a map's by their key; an absent optional is empty."""
+    if isinstance(value, np.ndarray):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _arrays(f"{name}[{key!r}]", entry)
+    elif isinstance(value, list | tuple) and value:
+        for number, entry in enumerate(value):
+            yield from _arrays(f"{name}[{number}]", entry)
+    elif value is None or isinstance(value, list | tuple):
+        yield name, np.zeros(0, np.float32)
+    else:
+        yield name, np.asarray(value)
 
 
 def _run_on_own_values(session: Any, feeds: Feeds) -> list[Array]:
@@ -227,7 +243,7 @@ class OpenVINO:
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
         }
-        _refuse_strings(self, graph)
+        _refuse_types(self, graph)
         with _explained(self):
             core = _openvino_core()
             compiled = core.compile_model(core.read_model(source), "CPU", settings)
@@ -288,9 +304,11 @@ def _input_ports(backend: OpenVINO, graph: onnx.GraphProto, ports: Any) -> dict[
     return named | dict(zip(lost, renamed, strict=False))
 
 
-def _refuse_strings(backend: OpenVINO, graph: onnx.GraphProto) -> None:
-    """OpenVINO's binding crashes the process on some tensors of strings."""
+def _refuse_types(backend: OpenVINO, graph: onnx.GraphProto) -> None:
+    """OpenVINO's binding crashes the process on some tensors of strings; what is no tensor it cannot hand out."""
     for entry in (*fed_inputs(graph), *graph.output):
+        if not entry.type.HasField("tensor_type"):
+            raise BackendError(f"{backend.title}: '{entry.name}' is no tensor")
         if entry.type.tensor_type.elem_type == TensorProto.STRING:
             raise BackendError(f"{backend.title}: '{entry.name}' holds strings, which it cannot be fed with")
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from repfuse import ratios
 from repfuse.backends import Array, ModelSource, backends_named
 from repfuse.errors import BadInputError
-from repfuse.inputs import make_inputs
+from repfuse.feeds import make_inputs
+from repfuse.inputs import Range
 from repfuse.interleave import Load, interleave
 
 
@@ -64,6 +65,7 @@ def benchmark(
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_data: Mapping[str, Array] | None = None,
+    input_ranges: Mapping[str, Range] | None = None,
     seconds: float = 3.0,
     rounds: int | None = None,
     on_progress: Callable[[str], None] | None = None,
@@ -78,6 +80,7 @@ def benchmark(
         seed: Chooses the input; it is the same for both.
         input_shapes: Shapes by input name, where the model leaves them open.
         input_data: Arrays by input name, to use instead of drawn ones.
+        input_ranges: The least and the largest value by input name, for drawn ones.
         seconds: Time to measure for, in all. Slow models take longer: at least four loadings of five rounds.
         rounds: How often to time each model, in all, however long that takes; takes the place of `seconds`.
         on_progress: Called with what is being run.
@@ -89,7 +92,9 @@ def benchmark(
     if backend == "all":
         raise BadInputError("one backend is measured at a time; name it: ort or openvino")
     (runtime,) = backends_named(backend)
-    (feed,) = make_inputs(before, count=1, seed=seed, shapes=input_shapes, data=input_data)
+    (feed,) = make_inputs(
+        before, count=1, seed=seed, shapes=input_shapes, data=input_data, ranges=input_ranges
+    )
 
     def tell(number: int, loads: int) -> None:
         if on_progress:

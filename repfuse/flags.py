@@ -88,6 +88,13 @@ FEEDING = together(
         help="Inputs to run on: an .npz with an array for each, or an .npy for the only one.",
     ),
     feeding(
+        "--input-range",
+        "input_ranges",
+        metavar="NAME:LO,HI",
+        multiple=True,
+        help="The least and the largest value to draw for an input, such as images:0,255. Repeatable.",
+    ),
+    feeding(
         "--seed",
         type=click.IntRange(min=0),
         metavar="N",

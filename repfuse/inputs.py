@@ -1,39 +1,35 @@
-"""What to show a model: its inputs, and arrays to feed them with.
+"""What a model must be fed: the name, type, shape and range of each input, by the model and by the user's word.
 
-Two models can agree on white noise and differ on pictures, since a deep network averages noise away. So float
-inputs get image-like arrays: blobs of several sizes, each image with a contrast and a colour cast of its own.
-Where a shape leaves an extent open, one is chosen, and `Input` says which.
+Where a shape leaves an extent open, one is chosen, and `Input` says which. Values are drawn by `repfuse.feeds`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper
 
 from repfuse.backends import Array, ModelSource, fed_inputs, structure
 from repfuse.errors import BadInputError
+from repfuse.indices import index_limits
 
 Dim = int | str | None
 """An extent as a model declares it: a number, a symbol, or nothing."""
 
+Range = tuple[float, float]
+"""The least and the largest value of an input."""
+
 # What an open extent becomes, by rank: the first axis, the second, the others. Images of 224 fit any network
 # that halves them five times; sequences and volumes are kept small.
 _OPEN_EXTENTS = {2: (1, 16), 3: (1, 64, 64), 4: (1, 3, 224, 224), 5: (1, 3, 32, 32, 32)}
-
-_LARGEST_INDEX = 9
-"""Integer inputs are mostly indices or tokens: small ones are within any table."""
-
-_LARGEST_NARROW = {"int4": 7, "int2": 1, "uint2": 3}
 
 
 @dataclass(frozen=True)
@@ -45,19 +41,23 @@ class Input:
         dtype: The numpy type of its elements (`ml_dtypes` for those that numpy lacks).
         shape: The extents, all known.
         chosen: The axes whose extent neither the model nor the user gave, so that it was chosen here.
+        range: The least and the largest value that may be drawn, by the user's word or, of an index, by what
+            it selects from; None for any.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     chosen: tuple[int, ...] = ()
+    range: Range | None = None
 
     def __str__(self) -> str:
         extents = ", ".join(
             f"{extent}?" if axis in self.chosen else str(extent) for axis, extent in enumerate(self.shape)
         )
+        limits = f" in {self.range[0]:g} to {self.range[1]:g}" if self.range else ""
         guess = " (? = chosen, the model leaves it open)" if self.chosen else ""
-        return f"{self.name}: {self.dtype.name}[{extents}]{guess}"
+        return f"{self.name}: {self.dtype.name}[{extents}]{limits}{guess}"
 
 
 def resolve_inputs(
@@ -65,6 +65,7 @@ def resolve_inputs(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     data: Mapping[str, Array] | None = None,
+    ranges: Mapping[str, Range] | None = None,
 ) -> list[Input]:
     """Describe every input that must be fed, with a shape for each.
 
@@ -74,12 +75,15 @@ def resolve_inputs(
         model: The model, or its path.
         shapes: Shapes by input name, for inputs whose shape is not wholly known.
         data: Arrays by input name; their shapes count as given.
+        ranges: The least and the largest value by input name.
 
     Raises:
         BadInputError: A name, rank, extent or dtype in `shapes` or `data` contradicts the model or another,
-            an input is no tensor, or its rank is unknown and no shape is given.
+            a range is of no input or its type does not hold it, an input is no tensor, or its rank is unknown
+            and no shape is given.
     """
-    entries = {entry.name: entry for entry in fed_inputs(structure(model).graph)}
+    proto = structure(model)
+    entries = {entry.name: entry for entry in fed_inputs(proto.graph)}
     given = _given_shapes(entries, shapes or {}, data or {})
     declared = {name: _declared_shape(entry, given.get(name)) for name, entry in entries.items()}
     symbols: dict[str, int] = {}
@@ -94,32 +98,36 @@ def resolve_inputs(
     ]
     for entry in inputs:
         if data and entry.name in data:
-            _typed(entry, data[entry.name])
-    return inputs
+            typed(entry, data[entry.name])
+    for name in ranges or {}:
+        _known(name, entries)
+    limits = index_limits(proto)
+    return [_ranged(entry, ranges or {}, limits) for entry in inputs]
 
 
-def make_inputs(
-    model: ModelSource,
-    *,
-    count: int,
-    seed: int,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    data: Mapping[str, Array] | None = None,
-) -> list[dict[str, Array]]:
-    """Make `count` feeds, each a dict from input name to array; one seed gives the same feeds everywhere.
+def _ranged(entry: Input, ranges: Mapping[str, Range], limits: Mapping[str, int]) -> Input:
+    """An input with the range that the user gave, or that its use as an index leaves."""
+    if entry.name in ranges:
+        low, high = ranges[entry.name]
+        if not (_holds(entry.dtype, low) and _holds(entry.dtype, high)):
+            raise BadInputError(
+                f"input '{entry.name}': {entry.dtype.name} does not hold the range {low:g} to {high:g}"
+            )
+        return replace(entry, range=(low, high))
+    if entry.name in limits:
+        return replace(entry, range=(0, max(0, limits[entry.name] - 1)))
+    return entry
 
-    Floats (and uint8 of rank 3 and more) are image-like, other integers lie in 0..9, booleans are tossed.
-    Arrays in `data` are fed as they are in the first feed. The others keep them too, but for floats, which
-    are drawn anew with the same mean and deviation: otherwise all feeds would be one.
 
-    Raises:
-        BadInputError: As for `resolve_inputs`; or there is no way to draw an input's type (strings, complex
-            numbers), so it must be in `data`.
-    """
-    inputs = resolve_inputs(model, shapes=shapes, data=data)
-    return [
-        {entry.name: _feed(entry, data or {}, number, seed) for entry in inputs} for number in range(count)
-    ]
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    if dtype.kind == "b":
+        return value in (0, 1)
+    if "float" in dtype.name:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(np.float64(value).astype(dtype).astype(np.float64)))
+    if dtype.kind not in "iu":
+        return False
+    return value == int(value) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
 
 
 def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -133,6 +141,22 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not (colon and name and all(number.isdecimal() and int(number) > 0 for number in numbers)):
         raise BadInputError(f"input shape '{text}': write it as name:1,3,224,224, with positive extents")
     return name, tuple(map(int, numbers))
+
+
+def parse_input_range(text: str) -> tuple[str, Range]:
+    """Read a range such as `name:0,255`; the name may hold colons itself.
+
+    Raises:
+        BadInputError: The text is not of that form, or a bound is not finite, or the first is the larger one.
+    """
+    name, _, bounds = text.rpartition(":")
+    try:
+        low, high = (float(bound) for bound in bounds.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not (name and math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise BadInputError(f"input range '{text}': write it as name:0,255, the least value first")
+    return name, (low, high)
 
 
 def load_input_data(path: str | os.PathLike[str], model: ModelSource) -> dict[str, Array]:
@@ -166,13 +190,17 @@ def _given_shapes(
     """The shapes that the user gave, in numbers or by an array."""
     given: dict[str, tuple[int, ...]] = {}
     for name, shape in (*shapes.items(), *((name, array.shape) for name, array in data.items())):
-        if name not in entries:
-            raise BadInputError(f"the model has no input '{name}' to feed; it has {_listed(entries)}")
+        _known(name, entries)
         if given.setdefault(name, tuple(shape)) != tuple(shape):
             raise BadInputError(
                 f"input '{name}': its data are of shape {_shown(shape)}, not the given {_shown(given[name])}"
             )
     return given
+
+
+def _known(name: str, entries: Mapping[str, object]) -> None:
+    if name not in entries:
+        raise BadInputError(f"the model has no input '{name}' to feed; it has {_listed(entries)}")
 
 
 def _declared_shape(entry: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> tuple[Dim, ...]:
@@ -236,76 +264,17 @@ def _dtype(entry: onnx.ValueInfoProto) -> np.dtype[Any]:
         raise BadInputError(f"input '{entry.name}' has no element type; export the model again") from error
 
 
-def _typed(entry: Input, array: Array) -> Array:
-    """The user's array, if it has the input's type; numpy saves a type that it lacks as plain bytes."""
+def typed(entry: Input, array: Array) -> Array:
+    """The user's array, if it has the input's type; numpy saves a type that it lacks as plain bytes.
+
+    Raises:
+        BadInputError: It has another type.
+    """
     if array.dtype == entry.dtype or (entry.dtype == object and array.dtype.kind in "OU"):
         return array
     if array.dtype.kind == "V" and entry.dtype.kind == "V" and array.dtype.itemsize == entry.dtype.itemsize:
         return array.view(entry.dtype)
     raise BadInputError(f"input '{entry.name}': expected {entry.dtype.name} data, not {array.dtype.name}")
-
-
-def _feed(entry: Input, data: Mapping[str, Array], number: int, seed: int) -> Array:
-    """An array for one input of the feed of that number."""
-    own = _typed(entry, data[entry.name]) if entry.name in data else None
-    if own is not None and (number == 0 or "float" not in entry.dtype.name):
-        return own
-    drawn = _draw(entry, np.random.default_rng([seed, number, zlib.crc32(entry.name.encode())]))
-    return drawn if own is None else _alike(own, drawn)
-
-
-def _alike(own: Array, drawn: Array) -> Array:
-    """Give what was drawn the mean and deviation of the user's array."""
-    values = own.astype(np.float64)
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return own
-    alike: Array = (drawn.astype(np.float64) * values.std() + values.mean()).astype(own.dtype)
-    return alike
-
-
-def _draw(entry: Input, rng: np.random.Generator) -> Array:
-    """Random values of an input's type; those that numpy lacks can only be told by their names."""
-    kind = entry.dtype.name
-    if "float" in kind:
-        return _images(entry.shape, rng).astype(entry.dtype)
-    if kind == "uint8" and len(entry.shape) >= 3:
-        return np.clip(128 + 50 * _images(entry.shape, rng), 0, 255).astype(entry.dtype)
-    if "int" in kind:
-        largest = _LARGEST_NARROW.get(kind, _LARGEST_INDEX)
-        return rng.integers(0, largest, entry.shape, endpoint=True).astype(entry.dtype)
-    if kind == "bool":
-        return rng.integers(0, 2, entry.shape).astype(entry.dtype)
-    raise BadInputError(f"input '{entry.name}': {kind} values cannot be drawn; give them with --input-data")
-
-
-def _images(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Blobs of several sizes and noise; each image has its own contrast, each channel its own brightness.
-
-    The shape is `(images, channels, *extents)`; with fewer axes it is `(images, extent)`, one channel.
-    """
-    few = (1, 1, *shape)[-2:]
-    images, channels, *extents = shape if len(shape) > 2 else (few[0], 1, few[1])
-    image = (images, *[1] * (len(extents) + 1))
-    channel = (images, channels, *[1] * len(extents))
-    out = rng.normal(0, 0.3, (images, channels, *extents))
-    for cells in (2, 4, 8, 16, 32):
-        blobs = rng.standard_normal((images, channels, *[min(cells, extent) for extent in extents]))
-        for axis, extent in enumerate(extents, start=2):
-            blobs = _stretched(blobs, axis, extent)
-        out += blobs * rng.uniform(0.2, 0.8, image)
-    out = out * rng.uniform(0.5, 1.5, image) + rng.normal(0, 0.5, channel)
-    return out.reshape(shape)
-
-
-def _stretched(array: npt.NDArray[np.float64], axis: int, extent: int) -> npt.NDArray[np.float64]:
-    """Interpolate along one axis to a larger extent."""
-    places = np.linspace(0, array.shape[axis] - 1, extent)
-    low = np.floor(places).astype(int)
-    high = np.minimum(low + 1, array.shape[axis] - 1)
-    part = (places - low).reshape([-1 if other == axis else 1 for other in range(array.ndim)])
-    between: npt.NDArray[np.float64] = array.take(low, axis) * (1 - part) + array.take(high, axis) * part
-    return between
 
 
 def _shown(shape: Sequence[Dim]) -> str:

@@ -1,104 +1,24 @@
-"""Do two models compute the same? Shown on real runtimes, with the error beside what an error means there.
+"""Do two models compute the same? Shown on real runtimes, on the same inputs.
 
-The same inputs go through both models on each backend. Every figure of an output is a share of the largest
-absolute value that the original gives there, over all inputs:
-
-    error        max |before - after|
-    noise floor  max |before - before| between optimization levels and backends: what rounding alone does
-    movement     max |before(x1) - before(x2)| between inputs: how much there is to see
-
-Where what is tolerated comes near the movement (the output hardly reacts to the input, or rounding alone
-moves it as much), a wrong model passes as well: such a check is called vacuous. Where outputs are no floats,
-each figure is the share of elements that differ.
+The original is run once for each backend, and once more for each optimization level, which shows how far it
+differs from itself; then any number of other models can be held against it. What the figures mean is
+`repfuse.comparison`'s part.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from repfuse.backends import Array, Backend, BackendError, ModelSource, OnnxRuntime, backends_named
+from repfuse.comparison import OutputCheck, Results, compare, noise_floors
 from repfuse.errors import BadInputError
-from repfuse.inputs import make_inputs, resolve_inputs
+from repfuse.feeds import make_inputs
+from repfuse.inputs import Range, resolve_inputs
 
 FEEDS = 3
 """Inputs shown to each model: with three, one odd one does not decide what the movement is."""
-
-NOISE_MARGIN = 10
-"""The tolerance is this many noise floors: sound merges differ by one or two, wrong ones by thousands."""
-
-LEAST_EPS = 8
-"""The tolerance is never below this many eps of the output's type: small models may show no noise at all."""
-
-VACUOUS = 10
-"""An output must move by this many tolerances, or the check says little."""
-
-Results = list[dict[str, Array]]
-"""Outputs by name, for each feed."""
-
-
-@dataclass(frozen=True)
-class OutputCheck:
-    """One output on one backend. All figures are shares of the output's largest absolute value.
-
-    Attributes:
-        backend: The backend's title.
-        output: The output's name in the original.
-        error: How far the models differ, which is also the smallest tolerance that passes; infinite if there
-            is a problem.
-        noise_floor: How far the original differs from itself across optimization levels and backends.
-        movement: How far the original's output moves between the inputs.
-        tolerance: The largest error that passes.
-        problem: Why no error can be computed: a name, shape, dtype or a NaN that differs. Else empty.
-    """
-
-    backend: str
-    output: str
-    error: float
-    noise_floor: float
-    movement: float
-    tolerance: float
-    problem: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the output is the same in both models."""
-        return not self.problem and self.error <= self.tolerance
-
-    @property
-    def error_of_movement(self) -> float:
-        """The error as a share of the movement: what sound merges keep below 1.3e-4."""
-        return 0.0 if self.error == 0 else self.error / self.movement if self.movement else math.inf
-
-    @property
-    def vacuous(self) -> bool:
-        """Whether the output moves so little that passing says little."""
-        return self.movement <= VACUOUS * self.tolerance
-
-    @property
-    def message(self) -> str:
-        """What there is to say about this check, as a sentence; empty if it passed and shows something."""
-        where = f"{self.backend}: output '{self.output}'"
-        if self.problem:
-            return f"{where} {self.problem}"
-        if not self.passed:
-            return (
-                f"{where} differs by {self.error:.2g} of its largest value, tolerated is {self.tolerance:.2g}"
-                f" (noise floor {self.noise_floor:.2g}), and it would pass with --rtol {_above(self.error)}"
-            )
-        if self.vacuous:
-            return (
-                f"{where} moves by {self.movement:.2g} between inputs, and {self.tolerance:.2g} is tolerated "
-                f"(noise floor {self.noise_floor:.2g}): a wrong model could pass; give inputs of your own "
-                "with --input-data"
-            )
-        return ""
 
 
 @dataclass(frozen=True)
@@ -131,10 +51,87 @@ class Verification:
         return not self.failures and all(check.passed for check in self.checks)
 
     @property
+    def smallest_rtol(self) -> float:
+        """The smallest `rtol` with which every output would pass; infinite where none would do."""
+        if self.failures:
+            return math.inf
+        return max((check.error for check in self.checks), default=0.0)
+
+    @property
     def messages(self) -> list[str]:
         """Every failure and every vacuous check, a sentence each."""
         failed = [f"{note.backend}: cannot run the fused model: {note.reason}" for note in self.failures]
         return failed + [check.message for check in self.checks if check.message]
+
+
+class Verifier:
+    """Runs the original once, and holds other models against it."""
+
+    def __init__(
+        self,
+        before: ModelSource,
+        *,
+        backends: str = "all",
+        rtol: float | None = None,
+        seed: int = 0,
+        threads: int = 1,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        input_data: Mapping[str, Array] | None = None,
+        input_ranges: Mapping[str, Range] | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Run the original; what the arguments mean and what is raised is told at `verify`."""
+        self._rtol = rtol
+        self._threads = threads
+        self._say = on_progress or (lambda _: None)
+        self._backends = backends_named(backends)
+        self._inputs = resolve_inputs(before, shapes=input_shapes, data=input_data, ranges=input_ranges)
+        self._feeds = make_inputs(
+            before, count=FEEDS, seed=seed, shapes=input_shapes, data=input_data, ranges=input_ranges
+        )
+        references: list[Backend] = [*self._backends, OnnxRuntime(), OnnxRuntime(optimize=False)]
+        self._originals = {
+            backend: self._run(backend, before, "original") for backend in dict.fromkeys(references)
+        }
+        self._skipped = tuple(
+            note for backend in self._backends if isinstance(note := self._originals[backend], BackendNote)
+        )
+        if len(self._skipped) == len(self._backends):
+            raise BadInputError(self._unrunnable())
+        runs = (result for result in self._originals.values() if not isinstance(result, BackendNote))
+        self._noise = noise_floors(list(runs))
+
+    def verify(self, after: ModelSource) -> Verification:
+        """Compare every output of another model with the original's, on every backend that runs that."""
+        checks: list[OutputCheck] = []
+        failures: list[BackendNote] = []
+        for backend in self._backends:
+            original = self._originals[backend]
+            if isinstance(original, BackendNote):
+                continue
+            result = self._run(backend, after, "fused")
+            if isinstance(result, BackendNote):
+                failures.append(result)
+            else:
+                checks += compare(backend.title, original, result, self._noise, self._rtol)
+        return Verification(tuple(map(str, self._inputs)), tuple(checks), tuple(failures), self._skipped)
+
+    def _run(self, backend: Backend, model: ModelSource, called: str) -> Results | BackendNote:
+        self._say(f"{backend.title}: {called} model")
+        try:
+            session = backend.load(model, threads=self._threads)
+            return [session.run(feed) for feed in self._feeds]
+        except BackendError as error:
+            return BackendNote(backend.title, str(error).removeprefix(f"{backend.title}: "))
+
+    def _unrunnable(self) -> str:
+        reasons = "; ".join(f"{note.backend}: {note.reason}" for note in self._skipped)
+        message = f"no backend can run the model, so nothing can be verified: {reasons}"
+        chosen = [entry for entry in self._inputs if entry.chosen]
+        if chosen:
+            asked = " ".join(f"--input-shape {each.name}:{','.join(map(str, each.shape))}" for each in chosen)
+            message += f" (it was run with {'; '.join(map(str, chosen))}: give better extents, as in {asked})"
+        return message
 
 
 def verify(
@@ -147,6 +144,7 @@ def verify(
     threads: int = 1,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_data: Mapping[str, Array] | None = None,
+    input_ranges: Mapping[str, Range] | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Verification:
     """Run two models on the same inputs and compare every output on every backend.
@@ -162,165 +160,21 @@ def verify(
         threads: Threads for each runtime.
         input_shapes: Shapes by input name, where the model leaves them open.
         input_data: Arrays by input name, to use instead of drawn ones.
+        input_ranges: The least and the largest value by input name, for drawn ones.
         on_progress: Called with what is being run.
 
     Raises:
         BadInputError: No backend runs the original, or the inputs do not fit it.
     """
-    chosen = backends_named(backends)
-    described = resolve_inputs(before, shapes=input_shapes, data=input_data)
-    feeds = make_inputs(before, count=FEEDS, seed=seed, shapes=input_shapes, data=input_data)
-
-    def run(backend: Backend, model: ModelSource, called: str) -> Results | BackendNote:
-        if on_progress:
-            on_progress(f"{backend.title}: {called} model")
-        try:
-            session = backend.load(model, threads=threads)
-            return [session.run(feed) for feed in feeds]
-        except BackendError as error:
-            return BackendNote(backend.title, str(error).removeprefix(f"{backend.title}: "))
-
-    references: list[Backend] = [*chosen, OnnxRuntime(), OnnxRuntime(optimize=False)]
-    originals = {backend: run(backend, before, "original") for backend in dict.fromkeys(references)}
-    skipped = [note for backend in chosen if isinstance(note := originals[backend], BackendNote)]
-    if len(skipped) == len(chosen):
-        reasons = "; ".join(f"{note.backend}: {note.reason}" for note in skipped)
-        raise BadInputError(f"no backend can run the model, so nothing can be verified: {reasons}")
-    usable = {backend: result for backend, result in originals.items() if not isinstance(result, BackendNote)}
-    noise = _noise_floors(list(usable.values()))
-
-    checks: list[OutputCheck] = []
-    failures: list[BackendNote] = []
-    for backend in chosen:
-        if backend in usable:
-            result = run(backend, after, "fused")
-            if isinstance(result, BackendNote):
-                failures.append(result)
-            else:
-                checks += _compare(backend.title, usable[backend], result, noise, rtol)
-    return Verification(tuple(map(str, described)), tuple(checks), tuple(failures), tuple(skipped))
-
-
-def _noise_floors(runs: Sequence[Results]) -> dict[str, float]:
-    """How far runs of one model differ, by output; runs that cannot be compared do not count."""
-    floors: dict[str, float] = {}
-    for one, other in itertools.combinations(runs, 2):
-        for name in one[0].keys() & other[0].keys():
-            mine, theirs = _of(one, name), _of(other, name)
-            if not _problem(mine, theirs):
-                floors[name] = max(floors.get(name, 0.0), _error(mine, theirs))
-    return floors
-
-
-def _compare(
-    backend: str, before: Results, after: Results, noise: Mapping[str, float], rtol: float | None
-) -> list[OutputCheck]:
-    """Check every output of a model against the original's, in their order."""
-    checks = []
-    for index, (name, found) in enumerate(itertools.zip_longest(before[0], after[0])):
-        if name != found:
-            checks.append(_misnamed(backend, index, name, found))
-            continue
-        mine, theirs = _of(before, name), _of(after, name)
-        floor = noise.get(name, 0.0)
-        problem = _problem(mine, theirs)
-        checks.append(
-            OutputCheck(
-                backend,
-                name,
-                error=math.inf if problem else _error(mine, theirs),
-                noise_floor=floor,
-                movement=_movement(mine),
-                tolerance=_tolerance(mine[0].dtype, floor) if rtol is None else rtol,
-                problem=problem,
-            )
-        )
-    return checks
-
-
-def _misnamed(backend: str, index: int, name: str | None, found: str | None) -> OutputCheck:
-    there = f"is called '{found}' in the fused model" if found else "is missing in the fused model"
-    problem = f"(number {index}) {there}" if name else "is no output of the original"
-    return OutputCheck(backend, name or found or "", math.inf, 0.0, 0.0, 0.0, problem)
-
-
-def _of(results: Results, name: str) -> list[Array]:
-    return [outputs[name] for outputs in results]
-
-
-def _tolerance(dtype: np.dtype[Any], noise_floor: float) -> float:
-    return max(LEAST_EPS * _eps(dtype), NOISE_MARGIN * noise_floor)
-
-
-def _eps(dtype: np.dtype[Any]) -> float:
-    """The distance from 1 to the next number of a float type, 0 for other types."""
-    if dtype.kind == "f":
-        return float(np.finfo(dtype).eps)
-    if "float" in dtype.name:
-        import ml_dtypes  # noqa: PLC0415  (comes with onnx; only its types get here)
-
-        return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
-    return 0.0
-
-
-def _problem(before: Sequence[Array], after: Sequence[Array]) -> str:
-    """What makes two runs of an output incomparable, as the end of a sentence; empty if nothing does."""
-    for mine, theirs in zip(before, after, strict=True):
-        if mine.dtype != theirs.dtype:
-            return f"is {theirs.dtype.name}, where the original gives {mine.dtype.name}"
-        if mine.shape != theirs.shape:
-            return f"has the shape {list(theirs.shape)}, where the original gives {list(mine.shape)}"
-        if _is_float(mine) and not np.array_equal(_not_finite(mine), _not_finite(theirs), equal_nan=True):
-            return "has NaN or infinity at other places than the original"
-    if _scale(before) == 0 and _scale(after) > 0:
-        return "is not zero, where the original gives nothing but zeros"
-    return ""
-
-
-def _error(before: Sequence[Array], after: Sequence[Array]) -> float:
-    """How far two comparable runs of an output differ."""
-    return _share(max(map(_apart, before, after)), _scale(before))
-
-
-def _movement(outputs: Sequence[Array]) -> float:
-    """How far an output moves between feeds; one that changes its shape moves wholly."""
-    if len({output.shape for output in outputs}) > 1:
-        return 1.0
-    return _share(max(_apart(*pair) for pair in itertools.combinations(outputs, 2)), _scale(outputs))
-
-
-def _apart(one: Array, other: Array) -> float:
-    """The largest difference between finite floats; for other types the share of elements that differ."""
-    if _is_float(one):
-        return _largest(one.astype(np.float64) - other.astype(np.float64))
-    return float(np.mean(one != other)) if one.size else 0.0
-
-
-def _scale(outputs: Sequence[Array]) -> float:
-    """What a difference is a share of: the largest absolute value, or 1 where they are shares already."""
-    return max(_largest(output.astype(np.float64)) for output in outputs) if _is_float(outputs[0]) else 1.0
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def _largest(values: npt.NDArray[np.float64]) -> float:
-    """The largest absolute value, leaving out what is not finite."""
-    return float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0))
-
-
-def _not_finite(array: Array) -> npt.NDArray[np.float64]:
-    """NaN and the infinities where they stand, zero elsewhere."""
-    wide = array.astype(np.float64)
-    return np.where(np.isfinite(wide), 0.0, wide)
-
-
-def _is_float(array: Array) -> bool:
-    return "float" in array.dtype.name
-
-
-def _above(error: float) -> str:
-    """Round up to two digits, so that what is printed passes."""
-    unit = 10.0 ** (math.floor(math.log10(error)) - 1)
-    return f"{math.ceil(error / unit) * unit:.2g}"
+    verifier = Verifier(
+        before,
+        backends=backends,
+        rtol=rtol,
+        seed=seed,
+        threads=threads,
+        input_shapes=input_shapes,
+        input_data=input_data,
+        input_ranges=input_ranges,
+        on_progress=on_progress,
+    )
+    return verifier.verify(after)

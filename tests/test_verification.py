@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repfuse import verification
 from repfuse.backends import BackendError, OnnxRuntime
+from repfuse.comparison import OutputCheck
 from repfuse.errors import BadInputError
-from repfuse.verification import FEEDS, OutputCheck, verify
+from repfuse.verification import FEEDS, verify
 
 F32 = TensorProto.FLOAT
 SHAPE = [1, 4, 16, 16]
