@@ -6,8 +6,9 @@ borders, room for each tap and every stride phase. What the network does around 
 one with random weights, which answers alike to everything, hides nothing here.
 
 The judge shares no algebra with what it judges. The original's side is cut out of the model as it was and run by
-ONNX's reference implementation. A deviation is measured in what rounding every merged weight and bias once, to
-the nearest value of its type, can cause at that output:
+ONNX's reference implementation. A deviation is told as the error per weight, in units in the last place (ulp), that
+would account for it. Rounding every merged weight and bias once, to the nearest value of its type, makes half a
+unit of each, which can cause at an output:
 
     y' - y = sum_i d_i x_i + d,  |d_i| <= ulp(W_i) / 2,  so  |y' - y| <= sum_i ulp(W_i) |x_i| / 2 + ulp(b) / 2
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 Sizes = Mapping[str, tuple[int, ...]]
 """The extents of each source, channels first, without the batch."""
 
-LIMIT = 1.001
-"""The largest error that passes. It is 1 but for types that are rounded to by way of another one."""
+LIMIT = 0.5005
+"""The largest error that passes. It is 0.5 but for types that are rounded to by way of another one."""
 
 ARITHMETIC = 2.0**-44
 """What float64 itself may lose, as a share of the largest value on the way: 500 roundings that all add up."""
@@ -69,9 +70,10 @@ class BlockCheck:
 
     Attributes:
         edit: The change that was checked.
-        error_ulp: The largest deviation, in units of what rounding the merged weights once can cause at that
-            output: at most 1 where all is right. Infinite where the two sides have different shapes, or the
-            original depends on a tensor that the new nodes do not read. 0 where the check was skipped.
+        error_ulp: The error per weight, in units in its last place, that accounts for the largest deviation:
+            at most 0.5 where all is right, since each weight is rounded once. Infinite where the two sides
+            have different shapes, or the original depends on a tensor that the new nodes do not read. 0 where
+            the check was skipped.
         passed: Whether both sides compute the same; also where the check was skipped.
         skipped: Why the block could not be run alone, a sentence; empty where it was.
     """
@@ -199,7 +201,7 @@ class _Block:
             values_before = self._before.run({source: values})
             largest = max(np.abs(each).max(initial=0) for each in (values, *values_before.values()))
             actual = self._after.run({source: values})[self._output]
-            errors.append(_share(values_before[self._output], actual, bound + ARITHMETIC * largest))
+            errors.append(_units(values_before[self._output], actual, bound + ARITHMETIC * largest))
         return max(errors)
 
     def _small_sizes(self) -> Iterator[Sizes]:
@@ -253,10 +255,10 @@ class _Block:
         if expected.shape != bound.shape:
             return math.inf
         bound = bound + ARITHMETIC * _largest_of_rows([*feeds.values(), *values.values()])
-        share = _share(expected, actual, bound)
-        if self._shaken and LIMIT < share < math.inf:
-            share = _share(expected, actual, bound + self._unsettled(feeds, expected))
-        return share
+        units = _units(expected, actual, bound)
+        if self._shaken and LIMIT < units < math.inf:
+            units = _units(expected, actual, bound + self._unsettled(feeds, expected))
+        return units
 
     def _unsettled(self, feeds: Mapping[str, Array], expected: Array) -> Array:
         """How far each row of outputs is unsettled, since what the original writes into tensors is rounded, too.
@@ -430,14 +432,17 @@ def _to_the(power: int, part: Part) -> Part:
     return Part(part.nodes, constants, part.imports)
 
 
-def _share(expected: Array, actual: Array, bound: Array) -> float:
-    """The largest deviation as a share of its bound; infinite where shapes differ."""
+def _units(expected: Array, actual: Array, bound: Array) -> float:
+    """The largest deviation in units in the last place of each weight; infinite where shapes differ.
+
+    Half a unit of each is what the bound stands for.
+    """
     if expected.shape != actual.shape:
         return math.inf
     deviation = np.abs(expected - actual)
     with np.errstate(all="ignore"):  # zero by zero, where both sides are
-        share = deviation / bound
-    return float(np.nan_to_num(np.max(share, where=deviation != 0, initial=0), nan=np.inf, posinf=np.inf))
+        units = deviation / bound / 2
+    return float(np.nan_to_num(np.max(units, where=deviation != 0, initial=0), nan=np.inf, posinf=np.inf))
 
 
 def _half_ulp(values: Array) -> Array:

@@ -49,6 +49,7 @@ Examples:
 
 Exit codes:
   0    done; also where there was nothing to fuse (OUT.onnx is a copy then)
+       or --keep-going left some blocks alone
   1    the fused model does not match; nothing was written
   2    bad usage or bad input
   70   an error in repfuse itself (-v shows where)
@@ -69,6 +70,11 @@ Exit codes:
 @FUSING
 @fusing("--list-patterns", is_flag=True, help="List the block families that are known, and exit.")
 @CHECKING
+@checking(
+    "--keep-going",
+    is_flag=True,
+    help="Leave a block alone that does not match, and write the model with the others fused.",
+)
 @checking("--no-bench", is_flag=True, help="Do not measure latency.")
 @FEEDING
 @WEIGHTS

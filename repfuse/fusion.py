@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -23,6 +23,13 @@ from repfuse.rewrite import rewrite
 from repfuse.storage import Spill
 from repfuse.topology import topology
 from repfuse.view import scopes
+from repfuse.window import Refusal
+
+LEFT = Refusal("was left alone, as was asked").reason
+"""What the remark says of a group that `fuse` was told to leave."""
+
+Place = tuple[str, str]
+"""What tells one group from all others: its graph, and the tensor that it computes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ def fuse(
     model: ModelProto | str | PathLike[str],
     *,
     patterns: Sequence[str] | None = None,
+    leave: Iterable[Edit] = (),
     on_progress: Callable[[str], None] | None = None,
 ) -> FuseResult:
     """Collapse every group of linear branches that is exact and cheaper as one Conv.
@@ -57,18 +65,21 @@ def fuse(
         model: A model, which is not changed, or the path of one.
         patterns: Names of the block families to fuse, or paths of .toml files that describe some (see
             docs/patterns.md); all groups if None.
+        leave: Edits of an earlier result that are not to be made this time; every other group is fused as it
+            was then.
         on_progress: Told, in a few words, what happens next.
 
     Raises:
         BadInputError: The model cannot be read or used, or there is no such pattern.
     """
     if not isinstance(model, ModelProto):
-        result = fuse_file(model, None, patterns=patterns, on_progress=on_progress)
+        result = fuse_file(model, None, patterns=patterns, leave=leave, on_progress=on_progress)
         storage.fill(result.model)
         return result
     known = _known(patterns)
     model_io.check(model, "the model")
-    return _fuse_in_place(copy.deepcopy(model), "the model", None, known, on_progress or _silent)
+    left = frozenset(map(_place, leave))
+    return _fuse_in_place(copy.deepcopy(model), "the model", None, known, left, on_progress or _silent)
 
 
 def fuse_file(
@@ -76,6 +87,7 @@ def fuse_file(
     spill: Spill | None,
     *,
     patterns: Sequence[str] | None = None,
+    leave: Iterable[Edit] = (),
     on_progress: Callable[[str], None] | None = None,
 ) -> FuseResult:
     """Do the same, and leave weights where they are.
@@ -84,6 +96,7 @@ def fuse_file(
         path: The model's file.
         spill: Takes the weights that are made; None for keeping them in memory.
         patterns: As for `fuse`.
+        leave: As for `fuse`.
         on_progress: As for `fuse`.
 
     Returns:
@@ -95,7 +108,12 @@ def fuse_file(
     known = _known(patterns)
     say = on_progress or _silent
     say(f"reading {fspath(path)}")
-    return _fuse_in_place(model_io.read(path), fspath(path), spill, known, say)
+    left = frozenset(map(_place, leave))
+    return _fuse_in_place(model_io.read(path), fspath(path), spill, known, left, say)
+
+
+def _place(edit: Edit) -> Place:
+    return edit.graph, edit.output
 
 
 def _silent(_: str) -> None:
@@ -118,11 +136,12 @@ def _fuse_in_place(
     name: str,
     spill: Spill | None,
     known: Sequence[Pattern],
+    left: frozenset[Place],
     say: Callable[[str], None],
 ) -> FuseResult:
     """Fuse a model, which is called `name` where it is found to be invalid."""
     try:
-        return _fused_in_place(model, spill, known, say)
+        return _fused_in_place(model, spill, known, left, say)
     except RepfuseError:
         raise
     except Exception:
@@ -131,7 +150,11 @@ def _fuse_in_place(
 
 
 def _fused_in_place(
-    model: ModelProto, spill: Spill | None, known: Sequence[Pattern], say: Callable[[str], None]
+    model: ModelProto,
+    spill: Spill | None,
+    known: Sequence[Pattern],
+    left: frozenset[Place],
+    say: Callable[[str], None],
 ) -> FuseResult:
     graphs = scopes(model)
     patch = Patch(model, graphs, spill)
@@ -144,10 +167,14 @@ def _fused_in_place(
         chosen = choose(groups, families.has)
         say(f"merging {len(chosen)} groups")
         # The largest first: the memory that its arithmetic takes then serves all others.
-        done = {
-            candidate.root: rewrite(groups, candidate, families.names(candidate.merges), patch)
-            for candidate in sorted(chosen, key=_size, reverse=True)
-        }
+        done: dict[int, Edit | Remark] = {}
+        for candidate in sorted(chosen, key=_size, reverse=True):
+            if (scope.label, scope.nodes[candidate.root].output[0]) in left:
+                done[candidate.root] = Remark(
+                    Outcome.REFUSED, scope.name(candidate.root), LEFT, graph=scope.label
+                )
+            else:
+                done[candidate.root] = rewrite(groups, candidate, families.names(candidate.merges), patch)
         for _, each in sorted(done.items()):
             remarks.append(each if isinstance(each, Remark) else _fused(each))
             if isinstance(each, Edit):

@@ -15,15 +15,18 @@ from repfuse import __version__, model_io, report
 from repfuse.backends import Array, BackendError, backends_named
 from repfuse.bench import benchmark
 from repfuse.blockcheck import check_blocks
+from repfuse.culprit import BadBlock, first_culprit
 from repfuse.errors import BadInputError, VerificationError
+from repfuse.fusion import FuseResult
 from repfuse.fusion import fuse_file as fuse
-from repfuse.inputs import load_input_data, parse_input_shape, resolve_inputs
+from repfuse.inputs import Range, load_input_data, parse_input_range, parse_input_shape, resolve_inputs
 from repfuse.patterns import load_patterns
+from repfuse.remarks import Edit
 from repfuse.report import Report
 from repfuse.staging import staged
 from repfuse.stats import measure_file
 from repfuse.storage import Spill
-from repfuse.verification import verify
+from repfuse.verification import Verifier
 from repfuse.voice import Tell, Voice
 
 
@@ -38,10 +41,12 @@ class Options:
         backend: `ort`, `openvino` or `all`.
         no_verify: Leave the comparison out.
         no_bench: Leave the measuring out.
+        keep_going: Leave blocks alone that do not match, in place of giving up.
         rtol: The largest error to accept; None for one made from the noise floor.
         threads: How many threads models run with.
         input_shapes: Such as `images:1,3,640,640`.
         input_data: An .npz or .npy file to feed models with.
+        input_ranges: Such as `images:0,255`.
         seed: Of random inputs.
         external_data: Whether large tensors are written into OUT.onnx.data; None if they do not fit elsewhere.
         dry_run: Write nothing.
@@ -56,10 +61,12 @@ class Options:
     backend: str = "all"
     no_verify: bool = False
     no_bench: bool = False
+    keep_going: bool = False
     rtol: float | None = None
     threads: int = 1
     input_shapes: tuple[str, ...] = ()
     input_data: Path | None = None
+    input_ranges: tuple[str, ...] = ()
     seed: int = 0
     external_data: bool | None = None
     dry_run: bool = False
@@ -88,7 +95,7 @@ def run(options: Options) -> None:
     found = Report(options.source, options.target)
     failure = None
     try:
-        _fuse(options, found, Voice(quiet=options.quiet))
+        _Job(options, found, Voice(quiet=options.quiet)).run()
     except VerificationError as error:
         failure = error
     if options.json:
@@ -110,27 +117,176 @@ def _check_files(options: Options) -> None:
             raise BadInputError(f"{other}: {other_title} would overwrite {title}; give it another name")
 
 
-def _fuse(options: Options, found: Report, voice: Voice) -> None:
-    """Do all but the JSON report; `found` is filled in step by step."""
-    feeding = _Feeding.of(options)
-    if feeding.shapes or feeding.data:  # a mistake in them is told before the work begins
-        resolve_inputs(options.source, shapes=feeding.shapes, data=feeding.data)
-    with _destination(options) as fused:
-        with voice.doing("Fusing") as tell:
-            changed = _write_fused(options, found, fused, tell)
-        voice.say(report.groups(found.edits, found.remarks, verbose=options.verbose))
-        if found.blocks:
-            voice.say("", report.blocks(found.blocks))
-            if not all(block.passed for block in found.blocks):
-                raise VerificationError(report.bad_blocks(found.blocks))
-        if changed:
-            _check(options, feeding, found, fused, voice)
-        else:
-            found.before = measure_file(options.source, input_shapes=feeding.shapes)
+class _MismatchError(Exception):
+    """Blocks that do not match; raised, so that what was written for them vanishes."""
+
+    def __init__(self, bad_blocks: list[BadBlock]) -> None:
+        super().__init__()
+        self.bad_blocks = bad_blocks
+
+
+class _Job:
+    """One run; `found` is filled in step by step."""
+
+    def __init__(self, options: Options, found: Report, voice: Voice) -> None:
+        self._options = options
+        self._found = found
+        self._voice = voice
+        self._feeding = _Feeding.of(options)
+        self._left: list[Edit] = []
+        self._verifier: Verifier | None = None
+
+    def run(self) -> None:
+        """Do all but the JSON report."""
+        options, found = self._options, self._found
+        if self._feeding.given:  # a mistake in them is told before the work begins
+            resolve_inputs(options.source, **self._feeding.resolving)
+        while bad := self._mismatches():
+            found.bad_blocks += bad
+            if not options.keep_going:
+                raise VerificationError(report.failure(found))
+            self._note(*(f"Left alone: {report.bad_block(each)}" for each in bad))
+            self._left += [each.edit for each in bad]
+        if not found.edits:
+            found.before = measure_file(options.source, input_shapes=self._feeding.shapes)
             if options.target and not options.dry_run:
                 model_io.copy(options.source, options.target, external_data=options.external_data)
-    found.written = not options.dry_run
-    voice.say("", report.ending(found))
+        found.written = not options.dry_run
+        self._voice.say("", report.ending(found))
+
+    def _mismatches(self) -> list[BadBlock]:
+        """Make an attempt, whose model is kept only if there is nothing that does not match."""
+        try:
+            with _destination(self._options) as fused:
+                self._attempt(fused)
+        except _MismatchError as mismatch:
+            return mismatch.bad_blocks
+        return []
+
+    def _attempt(self, fused: Path) -> None:
+        """Fuse all but what was left alone, check, and measure.
+
+        Raises:
+            _MismatchError: The model must not be written.
+        """
+        options, found = self._options, self._found
+        with self._voice.doing("Fusing") as tell:
+            self._write_fused(fused, tell)
+        self._voice.say(report.groups(found.edits, found.remarks, verbose=options.verbose))
+        if found.blocks:
+            self._voice.say("", report.blocks(found.blocks))
+        bad = [
+            BadBlock(each.edit, report.off_by(each), options.keep_going)
+            for each in found.blocks
+            if not each.passed
+        ]
+        if bad:
+            raise _MismatchError(bad)
+        if not found.edits:
+            return
+        self._compare_sizes(fused)
+        if not options.no_verify and not self._verified(fused):
+            raise _MismatchError([self._culprit(fused)])
+        if not options.no_bench:
+            self._bench(fused)
+
+    def _write_fused(self, fused: Path, tell: Tell) -> None:
+        """Fuse, run each block by itself, and write the model; what follows reads it from the file."""
+        options, found = self._options, self._found
+        with self._fused(fused, self._left, tell) as result:
+            found.edits, found.remarks, found.blocks = result.edits, result.remarks, ()
+            if result.changed and not options.no_verify:
+                found.blocks = check_blocks(model_io.read(options.source), result, on_progress=tell)
+            if result.changed:
+                tell("writing")
+                self._write(result, fused)
+
+    @contextlib.contextmanager
+    def _fused(self, fused: Path, leave: Sequence[Edit], tell: Tell | None = None) -> Iterator[FuseResult]:
+        """A fused model, whose weights are in a file beside `fused` for as long as the context lasts."""
+        options = self._options
+        with tempfile.TemporaryDirectory(dir=fused.parent) as folder:
+            spill = Spill(Path(folder, "weights"))
+            patterns = options.patterns or None
+            yield fuse(options.source, spill, patterns=patterns, leave=leave, on_progress=tell)
+
+    def _write(self, result: FuseResult, fused: Path) -> None:
+        model_io.write(result.model, fused, external_data=self._options.external_data)
+
+    def _compare_sizes(self, fused: Path) -> None:
+        options, found = self._options, self._found
+        runs = not (options.no_verify and options.no_bench)
+        inputs = resolve_inputs(options.source, **self._feeding.resolving) if runs else []
+        chosen = [each for each in inputs if each.chosen]
+        if not self._left:
+            self._note(*(f"Run with {each}" for each in chosen))
+        shapes = {**self._feeding.shapes, **{each.name: each.shape for each in chosen}}
+        found.before, found.after = (
+            measure_file(path, input_shapes=shapes) for path in (options.source, fused)
+        )
+        self._voice.say("", report.sizes(found.before, found.after))
+
+    def _verified(self, fused: Path) -> bool:
+        """Compare the outputs of the whole model, and tell."""
+        options = self._options
+        with self._voice.doing("Verifying") as tell:
+            if not self._verifier:
+                self._verifier = Verifier(
+                    options.source,
+                    backends=options.backend,
+                    rtol=options.rtol,
+                    on_progress=tell,
+                    **self._running,
+                )
+            verification = self._verifier.verify(fused)
+        self._found.verification = verification
+        self._voice.say("", report.errors(verification))
+        return verification.passed
+
+    def _culprit(self, fused: Path) -> BadBlock:
+        """The first edit with which the whole model does not match any more."""
+        edits = self._found.edits
+        assert self._verifier
+        verify = self._verifier.verify
+        with self._voice.doing("Searching for the block that does not match") as tell:
+
+            def fails(some: Sequence[Edit]) -> bool:
+                tell(f"with {len(some)} of {len(edits)}")
+                kept = set(some)
+                leave = [*self._left, *(edit for edit in edits if edit not in kept)]
+                with self._fused(fused, leave) as result:
+                    self._write(result, fused)
+                return not verify(fused).passed
+
+            edit = first_culprit(edits, fails)
+        reason = "the outputs match with the blocks before it, and no longer with it"
+        return BadBlock(edit, reason, self._options.keep_going)
+
+    def _bench(self, fused: Path) -> None:
+        found = self._found
+        skipped = {note.backend for note in found.verification.skipped} if found.verification else set()
+        for backend in backends_named(self._options.backend):
+            if backend.title in skipped:
+                continue
+            try:
+                with self._voice.doing(f"Measuring latency on {backend.title}"):
+                    result = benchmark(self._options.source, fused, backend=backend.name, **self._running)
+                found.benchmarks.append(result)
+            except BackendError as error:
+                self._note(f"Latency was not measured everywhere: {error}")
+        if found.benchmarks:
+            self._voice.say("", report.latency(found.benchmarks))
+
+    @property
+    def _running(self) -> dict[str, Any]:
+        """What verifying and measuring run models with."""
+        feeding = {f"input_{name}": value for name, value in self._feeding.resolving.items()}
+        return {"threads": self._options.threads, "seed": self._options.seed, **feeding}
+
+    def _note(self, *texts: str) -> None:
+        for text in texts:
+            self._found.notes.append(text)
+            self._voice.say(report.note(text))
 
 
 @contextlib.contextmanager
@@ -144,85 +300,26 @@ def _destination(options: Options) -> Iterator[Path]:
             yield Path(folder, "fused.onnx")
 
 
-def _write_fused(options: Options, found: Report, fused: Path, tell: Tell) -> bool:
-    """Fuse, run each block by itself, and write the model; what follows reads it from the file.
-
-    Returns:
-        Whether anything was fused; if not, nothing is written.
-    """
-    with tempfile.TemporaryDirectory(dir=fused.parent) as folder:
-        spill = Spill(Path(folder, "weights"))
-        result = fuse(options.source, spill, patterns=options.patterns or None, on_progress=tell)
-        found.edits, found.remarks = result.edits, result.remarks
-        if result.changed and not options.no_verify:
-            found.blocks = check_blocks(model_io.read(options.source), result, on_progress=tell)
-        if result.changed:
-            tell("writing")
-            model_io.write(result.model, fused, external_data=options.external_data)
-    return result.changed
-
-
 @dataclass(frozen=True)
 class _Feeding:
     """What models are run on, as the user gave it."""
 
     shapes: Mapping[str, Sequence[int]]
     data: Mapping[str, Array] | None
+    ranges: Mapping[str, Range]
 
     @staticmethod
     def of(options: Options) -> _Feeding:
-        data = load_input_data(options.input_data, options.source) if options.input_data else None
-        return _Feeding(dict(map(parse_input_shape, options.input_shapes)), data)
-
-
-def _check(options: Options, feeding: _Feeding, found: Report, fused: Path, voice: Voice) -> None:
-    """Compare the fused model with the original: sizes, outputs, latencies."""
-    runs = not (options.no_verify and options.no_bench)
-    inputs = resolve_inputs(options.source, shapes=feeding.shapes, data=feeding.data) if runs else []
-    chosen = [each for each in inputs if each.chosen]
-    _note(found, voice, *(f"Run with {each}" for each in chosen))
-    shapes = dict(feeding.shapes) | {each.name: each.shape for each in chosen}
-    found.before, found.after = (measure_file(path, input_shapes=shapes) for path in (options.source, fused))
-    voice.say("", report.sizes(found.before, found.after))
-    settings: dict[str, Any] = {
-        "threads": options.threads,
-        "seed": options.seed,
-        "input_shapes": feeding.shapes,
-        "input_data": feeding.data,
-    }
-    if not options.no_verify:
-        _verify(options, settings, found, fused, voice)
-    if not options.no_bench:
-        _bench(options, settings, found, fused, voice)
-
-
-def _verify(options: Options, settings: Mapping[str, Any], found: Report, fused: Path, voice: Voice) -> None:
-    with voice.doing("Verifying") as tell:
-        verification = verify(
-            options.source, fused, backends=options.backend, rtol=options.rtol, on_progress=tell, **settings
+        return _Feeding(
+            dict(map(parse_input_shape, options.input_shapes)),
+            load_input_data(options.input_data, options.source) if options.input_data else None,
+            dict(map(parse_input_range, options.input_ranges)),
         )
-    found.verification = verification
-    voice.say("", report.errors(verification))
-    if not verification.passed:
-        raise VerificationError(report.failure(verification))
 
+    @property
+    def given(self) -> bool:
+        return bool(self.shapes or self.data or self.ranges)
 
-def _bench(options: Options, settings: Mapping[str, Any], found: Report, fused: Path, voice: Voice) -> None:
-    skipped = {note.backend for note in found.verification.skipped} if found.verification else set()
-    for backend in backends_named(options.backend):
-        if backend.title in skipped:
-            continue
-        try:
-            with voice.doing(f"Measuring latency on {backend.title}"):
-                result = benchmark(options.source, fused, backend=backend.name, **settings)
-            found.benchmarks.append(result)
-        except BackendError as error:
-            _note(found, voice, f"Latency was not measured everywhere: {error}")
-    if found.benchmarks:
-        voice.say("", report.latency(found.benchmarks))
-
-
-def _note(found: Report, voice: Voice, *texts: str) -> None:
-    for text in texts:
-        found.notes.append(text)
-        voice.say(report.note(text))
+    @property
+    def resolving(self) -> dict[str, Any]:
+        return {"shapes": self.shapes, "data": self.data, "ranges": self.ranges}

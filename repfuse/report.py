@@ -21,15 +21,20 @@ from rich.text import Text
 
 from repfuse.bench import Benchmark
 from repfuse.blockcheck import BlockCheck
+from repfuse.comparison import OutputCheck
+from repfuse.culprit import BadBlock
 from repfuse.figures import Row, changed_by, counted, figure_table, milliseconds, si, two_columns
 from repfuse.patterns import Pattern
 from repfuse.plain import as_plain
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.stats import Stats
-from repfuse.verification import OutputCheck, Verification
+from repfuse.verification import Verification
 
 SCHEMA = 1
 """Version of the JSON report. It grows when a key goes or changes its meaning, not when one is added."""
+
+ALLOWED = 0.5
+"""What rounding a weight once changes at most, in units in its last place (ulp)."""
 
 FEW = 2
 """How many remarks that are alike are listed before the rest is only counted."""
@@ -50,6 +55,7 @@ class Report:
         before: The size of the original.
         after: The size of the fused model; None where nothing was fused.
         blocks: How each rewritten block compares, run by itself; empty where they were not run.
+        bad_blocks: What does not match, and was left alone or kept the model from being written.
         verification: How the outputs compare; None where they were not compared.
         benchmarks: Latencies, one entry for each backend.
         notes: What else a reader ought to know, in sentences.
@@ -63,6 +69,7 @@ class Report:
     before: Stats | None = None
     after: Stats | None = None
     blocks: Sequence[BlockCheck] = ()
+    bad_blocks: list[BadBlock] = dataclasses.field(default_factory=list)
     verification: Verification | None = None
     benchmarks: list[Benchmark] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -150,33 +157,43 @@ def note(text: str) -> RenderableType:
 
 
 def blocks(checks: Sequence[BlockCheck]) -> RenderableType:
-    """How the rewritten blocks compare with the original ones, each run by itself."""
-    run = [check.error_ulp for check in checks if not check.skipped]
+    """How the rewritten blocks compare with the original ones, each run by itself, and which is the worst."""
+    run = [check for check in checks if not check.skipped]
     lines = []
     if run:
-        text = f"{counted(len(run), 'block')} run alone in float64, before and after: off by"
-        lines.append(Text(f"{text} {max(run):.2f} of what rounding weights allows, at most"))
+        worst = max(run, key=lambda check: check.error_ulp)
+        text = f"{counted(len(run), 'block')} run alone in float64, before and after: weights off by"
+        lines.append(Text(f"{text} {worst.error_ulp:.2f} ulp at most (rounding allows {ALLOWED})"))
+        lines += [Text(f"  worst in '{worst.edit.output}'")] if len(run) > 1 else []
     for reason, count in Counter(check.skipped for check in checks if check.skipped).items():
         lines.append(Text(f"{counted(count, 'block')} not run alone: {reason}"))
     return Group(*lines)
 
 
-def bad_blocks(checks: Sequence[BlockCheck]) -> str:
-    """Which blocks do not compute what the original ones do, one line for each."""
-    head = "a fused block does not match the original one, so nothing was written; please report this"
-    bad = (
-        f"'{check.edit.output}' ({check.edit.pattern}): off by {check.error_ulp:.2g} of what rounding allows"
-        for check in checks
-        if not check.passed
-    )
-    return "\n  ".join([head, *bad])
+def off_by(check: BlockCheck) -> str:
+    """How wrong a block is."""
+    return f"weights off by {check.error_ulp:.2g} ulp, rounding allows {ALLOWED}"
 
 
-def failure(verification: Verification) -> str:
-    """Why a verification failed, one line for each output or backend."""
-    reasons = [f"{note.backend}: cannot run the fused model: {note.reason}" for note in verification.failures]
-    reasons += [check.message for check in verification.checks if not check.passed]
-    return "\n  ".join(["the fused model does not match the original, so nothing was written", *reasons])
+def bad_block(bad: BadBlock) -> str:
+    """A block that does not match, and why."""
+    place = f" in {bad.edit.graph}" if bad.edit.graph else ""
+    return f"'{bad.edit.output}'{place} ({bad.edit.pattern}): {bad.reason}"
+
+
+def failure(report: Report) -> str:
+    """Why nothing was written: the bad blocks, and each output or backend that does not match."""
+    if all(block.passed for block in report.blocks):
+        lines = ["the fused model does not match the original, so nothing was written"]
+        found = report.verification
+        if found:
+            lines += [f"{each.backend}: cannot run the fused model: {each.reason}" for each in found.failures]
+            lines += [check.message for check in found.checks if not check.passed]
+        lines += [f"the first bad block is {bad_block(each)}" for each in report.bad_blocks]
+    else:
+        lines = ["a fused block does not match the original one, so nothing was written; please report this"]
+        lines += map(bad_block, report.bad_blocks)
+    return "\n  ".join([*lines, "--keep-going writes the model without what does not match"])
 
 
 def ending(report: Report) -> RenderableType:
@@ -224,13 +241,18 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
             "remarks": report.remarks,
             "size": {"before": report.before, "after": report.after},
             "blocks": report.blocks,
+            "bad_blocks": report.bad_blocks,
             "verification": report.verification,
             "latency": report.benchmarks,
             "notes": report.notes,
         }
     )
     if report.verification:
-        plain["verification"]["passed"] = report.verification.passed
+        plain["verification"].update(
+            as_plain(
+                {"passed": report.verification.passed, "smallest_rtol": report.verification.smallest_rtol}
+            )
+        )
         for entry, check in zip(plain["verification"]["checks"], checks, strict=True):
             entry.update(passed=check.passed, vacuous=check.vacuous)
     for entry, benchmark in zip(plain["latency"], report.benchmarks, strict=True):

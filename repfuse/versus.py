@@ -16,7 +16,8 @@ from repfuse.backends import Array, Backend, BackendError, backends_named, fed_i
 from repfuse.bench import Benchmark, all_threads, benchmark
 from repfuse.errors import BadInputError, SpeedupError
 from repfuse.figures import changed_by, counted, figure_table, milliseconds, si
-from repfuse.inputs import load_input_data, make_inputs, parse_input_shape
+from repfuse.feeds import make_inputs
+from repfuse.inputs import Range, load_input_data, parse_input_range, parse_input_shape
 from repfuse.memory import Memory, measure_memory
 from repfuse.plain import as_plain
 from repfuse.staging import staged

@@ -76,7 +76,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) ->
     monkeypatch.setattr(pipeline if hasattr(pipeline, step) else model_io, step, fail)
 
 
-@pytest.mark.parametrize("step", ["fuse", "write", "measure_file", "verify", "benchmark"])
+@pytest.mark.parametrize("step", ["fuse", "write", "measure_file", "Verifier", "benchmark"])
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
@@ -162,7 +162,7 @@ def test_both_backends(folder: Path) -> None:
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_leaves_nothing_behind(folder: Path, name: str, code: int) -> None:
     Path("out.onnx").write_text("old")
-    signalled = f"pipeline.verify = lambda *_, **__: os.kill(os.getpid(), signal.{name});"
+    signalled = f"pipeline.Verifier = lambda *_, **__: os.kill(os.getpid(), signal.{name});"
     result = python("-c", AT_ONCE + signalled + "main(['in.onnx', 'out.onnx'])")
     assert (result.returncode, "Traceback" in result.stderr) == (code, False)
     assert Path("out.onnx").read_text() == "old"

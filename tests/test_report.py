@@ -9,11 +9,12 @@ from rich.console import Console, RenderableType
 
 from repfuse import report
 from repfuse.bench import Benchmark
+from repfuse.comparison import OutputCheck
 from repfuse.patterns import load_patterns
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.report import Report
 from repfuse.stats import Stats
-from repfuse.verification import BackendNote, OutputCheck, Verification
+from repfuse.verification import BackendNote, Verification
 
 WIDTHS = (80, 120)
 
@@ -114,11 +115,15 @@ def test_errors_stand_beside_the_noise_floor() -> None:
     assert ["y", "3.0e-07", "5.0e-07", "6.0e-07", "5.0e-06", "ok"] in rows
 
 
+def unwritten(verification: Verification) -> Report:
+    return Report(Path("in.onnx"), Path("out.onnx"), verification=verification)
+
+
 def test_a_failure_is_in_the_table_and_in_words() -> None:
     failed = Verification((), (replace(CHECK, error=0.25), replace(CHECK, output="z")), (), ())
     (row,) = (line for line in text(report.errors(failed)).splitlines() if "FAILED" in line)
     assert row.split()[:2] == ["y", "2.5e-01"]
-    words = report.failure(failed)
+    words = report.failure(unwritten(failed))
     assert words.startswith("the fused model does not match the original, so nothing was written\n")
     for needed in ("ONNX Runtime 1.2", "'y'", "0.25", "5e-06", "--rtol"):
         assert needed in words
@@ -127,7 +132,7 @@ def test_a_failure_is_in_the_table_and_in_words() -> None:
 
 def test_a_backend_that_fails_or_is_skipped_is_named() -> None:
     failed = replace(VERIFICATION, failures=(BackendNote("OpenVINO 9", "no such operator"),))
-    assert "OpenVINO 9: cannot run the fused model: no such operator" in report.failure(failed)
+    assert "OpenVINO 9: cannot run the fused model: no such operator" in report.failure(unwritten(failed))
     skipped = replace(VERIFICATION, skipped=(BackendNote("OpenVINO 9", "no such operator"),))
     assert "OpenVINO 9 cannot run the original, so it was skipped" in text(report.errors(skipped))
 
