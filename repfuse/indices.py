@@ -38,6 +38,7 @@ def index_limits(model: ModelProto) -> dict[str, int]:
         for position, name in enumerate(node.input):
             users.setdefault(name, []).append((node, position))
     extents = shapes.infer(bare)
+    extents.update({tensor.name: tuple(tensor.dims) for tensor in bare.graph.initializer})
     limits = {entry.name: list(_limits(entry.name, users, extents)) for entry in inputs}
     return {name: min(found) for name, found in limits.items() if found}
 

@@ -125,9 +125,12 @@ def _holds(dtype: np.dtype[Any], value: float) -> bool:
     if "float" in dtype.name:
         with np.errstate(over="ignore"):
             return bool(np.isfinite(np.float64(value).astype(dtype).astype(np.float64)))
-    if dtype.kind not in "iu":
+    if "int" not in dtype.name:
         return False
-    return value == int(value) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+    import ml_dtypes  # noqa: PLC0415  (comes with onnx; it knows numpy's types as well)
+
+    limits: Any = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+    return bool(value == int(value) and limits.min <= value <= limits.max)
 
 
 def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -238,11 +238,22 @@ def test_a_model_may_be_a_path_with_weights_beside_it(backend, tmp_path):
 
 
 @pytest.mark.parametrize("backend", EACH[:2])
-def test_outputs_that_are_no_tensors_are_refused(backend):
-    proto = model([("SequenceConstruct", ["x"], ["y"])], [("x", F32, [2, 2])], [])
+def test_a_sequence_gives_an_array_for_each_element(backend):
+    outputs = run(backend, sequence(), x=X)
+    assert list(outputs) == ["y[0]", "y[1]"]
+    assert all(np.array_equal(output, X) for output in outputs.values())
+
+
+@needs_openvino
+def test_what_is_no_tensor_is_refused_by_openvino():
+    with pytest.raises(BackendError, match="'y' is no tensor"):
+        run(OpenVINO(), sequence(), x=X)
+
+
+def sequence():
+    proto = model([("SequenceConstruct", ["x", "x"], ["y"])], [("x", F32, [2, 2])], [])
     proto.graph.output.append(helper.make_tensor_sequence_value_info("y", F32, None))
-    with pytest.raises(BackendError, match="output 'y' is no tensor"):
-        run(backend, proto, x=X)
+    return proto
 
 
 def test_a_model_that_protobuf_cannot_serialize_is_refused(monkeypatch):

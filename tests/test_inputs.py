@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repfuse.errors import BadInputError
 from repfuse.feeds import make_inputs
-from repfuse.inputs import load_input_data, parse_input_shape, resolve_inputs
+from repfuse.inputs import load_input_data, parse_input_range, parse_input_shape, resolve_inputs
 
 F32 = TensorProto.FLOAT
 DRAWN = ["FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "FLOAT8E4M3FN", "INT4", "UINT4", "BOOL"]
@@ -292,3 +292,61 @@ def test_files_that_are_no_arrays_are_refused(tmp_path, save):
         path.write_bytes(b"")
     with pytest.raises(BadInputError, match=r"x\.npz: cannot be read as \.npz or \.npy: \w+"):
         load_input_data(path, model(("x", F32, [1])))
+
+
+RANGES = {
+    "FLOAT": (-2.5, 7),
+    "FLOAT16": (0, 255),
+    "BFLOAT16": (-1, 1),
+    "UINT8": (16, 235),
+    "INT4": (-8, 7),
+    "INT64": (-3, 40),
+    "BOOL": (1, 1),
+}
+
+
+@pytest.mark.parametrize(("kind", "limits"), RANGES.items())
+def test_ranges_are_kept_and_used(kind, limits):
+    proto = model(("x", getattr(TensorProto, kind), [1, 3, 16, 16]))
+    for feed in make_inputs(proto, count=3, seed=0, ranges={"x": limits}):
+        values = feed["x"].astype(np.float64)
+        assert (values.min(), values.max()) == limits
+        assert feed["x"].dtype == resolve_inputs(proto)[0].dtype
+
+
+def test_a_range_of_one_value_is_that_value():
+    (feed,) = make_inputs(model(("x", F32, [1, 3, 4, 4])), count=1, seed=0, ranges={"x": (3, 3)})
+    assert set(feed["x"].flat) == {3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "message"),
+    [
+        ("UINT8", (0, 256), "input 'x': uint8 does not hold the range 0 to 256"),
+        ("INT4", (-9, 0), "input 'x': int4 does not hold the range -9 to 0"),
+        ("INT64", (0, 0.5), "input 'x': int64 does not hold the range 0 to 0.5"),
+        ("FLOAT16", (0, 1e6), "input 'x': float16 does not hold the range 0 to 1e+06"),
+        ("BOOL", (0, 2), "input 'x': bool does not hold the range 0 to 2"),
+        ("STRING", (0, 1), "input 'x': object does not hold the range 0 to 1"),
+    ],
+)
+def test_a_range_beyond_the_type_is_refused(kind, limits, message):
+    with pytest.raises(BadInputError, match=re.escape(message)):
+        resolve_inputs(model(("x", getattr(TensorProto, kind), [4])), ranges={"x": limits})
+
+
+def test_a_range_of_an_input_that_is_not_there_is_refused():
+    with pytest.raises(BadInputError, match="no input 'z'"):
+        resolve_inputs(model(("x", F32, [4])), ranges={"z": (0, 1)})
+
+
+def test_a_range_is_read():
+    assert parse_input_range("a:b:-1.5,2e3") == ("a:b", (-1.5, 2000))
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "x:", "x:1", "x:1,2,3", ":0,1", "x:2,1", "x:a,b", "x:0,inf", "x:nan,1"]
+)
+def test_a_malformed_range_is_refused(text):
+    with pytest.raises(BadInputError, match=re.escape(f"input range '{text}': write it as name:0,255")):
+        parse_input_range(text)

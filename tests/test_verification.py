@@ -254,6 +254,81 @@ def test_empty_outputs_pass_and_are_vacuous():
         assert check.vacuous
 
 
+def test_empty_outputs_are_said_to_be_empty():
+    nodes = [("Slice", ["x", "start", "end"], ["y"])]
+    empty = model(nodes, [("y", F32)], {"start": np.array([0]), "end": np.array([0])})
+    (message,) = verify(empty, empty, backends="ort").messages
+    assert "is empty for these inputs, so there is nothing to compare" in message
+
+
+def unusual(node, kind, scale=1.0):
+    """A model whose output is no tensor."""
+    weights = {"s": np.float32([scale])}
+    proto = model([("Mul", ["x", "s"], ["m"])], [("y", F32)], weights)
+    proto.graph.node.append(node)
+    del proto.graph.output[:]
+    proto.graph.output.append(kind)
+    return proto
+
+
+def sequence(scale=1.0, **attributes):
+    node = helper.make_node("SplitToSequence", ["m"], ["y"], axis=1, **attributes)
+    return unusual(node, helper.make_tensor_sequence_value_info("y", F32, None), scale)
+
+
+def optional(scale=1.0):
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(F32, SHAPE))
+    return unusual(helper.make_node("Optional", ["m"], ["y"]), helper.make_value_info("y", kind), scale)
+
+
+@pytest.mark.parametrize(("build", "names"), [(sequence, [f"y[{n}]" for n in range(4)]), (optional, ["y"])])
+def test_what_a_sequence_or_an_optional_holds_is_compared(build, names):
+    same = verify(build(), build())
+    assert same.passed
+    assert [check.output for check in same.checks if "ONNX" in check.backend] == names
+    other = verify(build(), build(1.001), backends="ort")
+    assert not any(check.passed for check in other.checks)
+    assert other.smallest_rtol == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_sequence_of_another_length_fails():
+    assert not verify(sequence(), sequence(keepdims=0), backends="ort").passed
+    result = verify(
+        sequence(),
+        unusual(
+            helper.make_node("SequenceConstruct", ["m"], ["y"]),
+            helper.make_tensor_sequence_value_info("y", F32, None),
+        ),
+        backends="ort",
+    )
+    assert {check.problem for check in result.checks} >= {"(number 3) is missing in the fused model"}
+
+
+def test_what_a_map_holds_is_compared():
+    """The probabilities of a classifier that scikit-learn trained: a map for each row."""
+
+    def classifier(scale):
+        nodes = [("Mul", ["x", "s"], ["m"]), ("ZipMap", ["m"], ["y"], {"classlabels_strings": ["a", "b"]})]
+        proto = model(nodes, [], {"s": np.float32([scale])}, inputs=[("x", F32, [3, 2])])
+        proto.graph.node[-1].domain = "ai.onnx.ml"
+        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+        row = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(F32, []))
+        kind = helper.make_sequence_type_proto(row)
+        proto.graph.output.append(helper.make_value_info("y", kind))
+        return proto
+
+    same = verify(classifier(1), classifier(1), backends="ort")
+    assert same.passed
+    assert [check.output for check in same.checks][:3] == ["y[0]['a']", "y[0]['b']", "y[1]['a']"]
+    assert not verify(classifier(1), classifier(1.1), backends="ort").passed
+
+
+def test_extents_that_were_chosen_are_named_where_nothing_runs():
+    proto = model([("Reshape", ["x", "s"], ["y"])], [("y", F32)], {"s": np.array([7])}, [("x", F32, ["N"])])
+    with pytest.raises(BadInputError, match=r"give better extents, as in --input-shape x:1\)"):
+        verify(proto, proto, backends="ort")  # OpenVINO ends the process
+
+
 def test_outputs_of_a_shape_that_depends_on_the_input_move():
     found = model([("NonZero", ["r"], ["y"])], [("y", TensorProto.INT64)])
     found.graph.node.insert(0, helper.make_node("Relu", ["x"], ["r"]))
