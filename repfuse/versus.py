@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from repfuse import __version__
-from repfuse.backends import Array, Backend, BackendError, backends_named, fed_inputs, structure
+from repfuse.backends import Backend, BackendError, Feeds, backends_named, fed_inputs, structure
 from repfuse.bench import Benchmark, all_threads, benchmark
 from repfuse.errors import BadInputError, SpeedupError
-from repfuse.figures import changed_by, counted, figure_table, milliseconds, si
 from repfuse.feeds import make_inputs
-from repfuse.inputs import Range, load_input_data, parse_input_range, parse_input_shape
+from repfuse.figures import changed_by, counted, figure_table, milliseconds, si
+from repfuse.inputs import load_input_data, parse_input_range, parse_input_shape
 from repfuse.memory import Memory, measure_memory
 from repfuse.plain import as_plain
 from repfuse.staging import staged
@@ -42,6 +42,7 @@ class Options:
         rounds: Rounds of each comparison, in place of `seconds`.
         input_shapes: Such as `images:1,3,640,640`.
         input_data: An .npz or .npy file to feed models with.
+        input_ranges: Such as `images:0,255`.
         seed: Of random inputs.
         require_speedup: What the lower end of each interval must reach; None to require nothing.
         json: Where to write the report.
@@ -57,6 +58,7 @@ class Options:
     rounds: int | None
     input_shapes: tuple[str, ...]
     input_data: Path | None
+    input_ranges: tuple[str, ...]
     seed: int
     require_speedup: float | None
     json: Path | None
@@ -117,6 +119,7 @@ def run(options: Options) -> None:
 def _measure(options: Options, voice: Voice) -> Comparison:
     data = load_input_data(options.input_data, options.before) if options.input_data else None
     shapes = dict(map(parse_input_shape, options.input_shapes))
+    ranges = dict(map(parse_input_range, options.input_ranges))
     _check_inputs(options.before, options.after)
     threads = options.threads or tuple(sorted({1, all_threads()}))
     found = Comparison()
@@ -135,12 +138,16 @@ def _measure(options: Options, voice: Voice) -> Comparison:
                             seed=options.seed,
                             input_shapes=shapes,
                             input_data=data,
+                            input_ranges=ranges,
                             seconds=options.seconds,
                             rounds=options.rounds,
                         )
                     )
                 tell(f"{backend.title}, memory")
-                found.memory.append(_memory(options, backend, shapes, data))
+                (feed,) = make_inputs(
+                    options.before, count=1, seed=options.seed, shapes=shapes, data=data, ranges=ranges
+                )
+                found.memory.append(_memory(options, backend, feed))
         except BackendError as error:
             failures.append(error)
             found.notes.append(f"Not measured everywhere: {error}")
@@ -149,10 +156,7 @@ def _measure(options: Options, voice: Voice) -> Comparison:
     return found
 
 
-def _memory(
-    options: Options, backend: Backend, shapes: Mapping[str, Sequence[int]], data: Mapping[str, Array] | None
-) -> MemoryRow:
-    (feeds,) = make_inputs(options.before, count=1, seed=options.seed, shapes=shapes, data=data)
+def _memory(options: Options, backend: Backend, feeds: Feeds) -> MemoryRow:
     before, after = (
         measure_memory(path, feeds, backend=backend.name) for path in (options.before, options.after)
     )
