@@ -144,12 +144,29 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
         return Refusal("has a weight that is infinite or not a number")
     with np.errstate(over="ignore"):
         weight, bias = (array.astype(dtype) for array in (exact.weight, exact.bias))
-    del exact
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
+    if dtype == np.float16 and _underflows(exact, weight):
+        return Refusal(f"would lose precision in {np.dtype(dtype).name}")
+    del exact
     if window.layout is Layout.LAST or window.output_padding is not None:
         weight = kernel.outputs_first(weight, window.group)
     return Derived(window, _tensor(weight), _tensor(bias) if biased else None, shift)
+
+
+def _underflows(exact: EquivalentKernel, weight: Array) -> bool:
+    """Whether rounding moves an output farther than it does where all weights are normal numbers of their type.
+
+    Each output channel by itself: what rounding changed, as a norm over the taps, against twice what it can change
+    there, and the spacing of the smallest numbers, to which the branches' outputs are rounded as well.
+    """
+    limits = np.finfo(weight.dtype)
+    lost, size = (
+        np.linalg.norm(array.reshape(len(array), -1), axis=1)
+        for array in (exact.weight - weight, exact.weight)
+    )
+    allowed = float(limits.eps) * np.hypot(size, exact.bias) + float(limits.smallest_subnormal)
+    return bool(np.any(lost > allowed))
 
 
 def _shift(outside: Array, rank: int) -> TensorProto | None:

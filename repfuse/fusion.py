@@ -18,6 +18,7 @@ from repfuse.extents import write_out
 from repfuse.groups import Groups
 from repfuse.patch import Patch
 from repfuse.patterns import Pattern, load_patterns, match, select
+from repfuse.quantized import summarized
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.rewrite import rewrite
 from repfuse.storage import Spill
@@ -181,7 +182,9 @@ def _fused_in_place(
                 edits.append(each)
         gone = {position for candidate in chosen for position in candidate.replaced}
         write_out(groups, gone, patch)
-        remarks += refusals(groups, chosen, families.has)
+        left_alone = refusals(groups, chosen, families.has)
+        fused = any(isinstance(each, Edit) for each in done.values())
+        remarks += summarized(scope, left_alone, fused=fused)
     if edits:
         patch.apply()
     return FuseResult(model, tuple(edits), tuple(remarks))
