@@ -170,7 +170,7 @@ class Net:
         return self.add(self.conv_bn(x), self.conv_bn(x, 1), self.bn(x))
 
     def info(self, name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, self.dtype, ["N", "C", *"DHW"[-self.rank :]])
+        return helper.make_tensor_value_info(name, self.dtype, ["N", "C", *"DHW"[3 - self.rank :]])
 
     def model(self, *outputs: str) -> ModelProto:
         """A checked model."""

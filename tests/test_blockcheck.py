@@ -83,11 +83,18 @@ def transposed(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Arra
 
 
 def outputs_swapped(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
-    return len(weight) > 1 and (np.roll(weight, 1, axis=0), bias)
+    return len(weight) > 1 and (swapped(weight, 0), bias)
 
 
 def inputs_swapped(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
-    return weight.shape[1] > 1 and (np.roll(weight, 1, axis=1), bias)
+    return weight.shape[1] > 1 and (swapped(weight, 1), bias)
+
+
+def swapped(weight: Array, axis: int) -> Array:
+    """Two channels in each other's place; all others as they were."""
+    order = np.arange(weight.shape[axis])
+    order[[0, -1]] = order[[-1, 0]]
+    return weight.take(order, axis)
 
 
 def regrouped(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
@@ -128,7 +135,13 @@ def one_tap_lost(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Ar
 
 
 def scaled(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
-    return weight * {"float16": 1.01, "float32": 1.000001}[weight.dtype.name], bias
+    # 1.0001 is no other number than 1 in float16.
+    return weight * {"float16": 1.01, "float32": 1.0001, "float64": 1.0001}[weight.dtype.name], bias
+
+
+def scaled_by_a_few_ulp(node: NodeProto, weight: Array, bias: Array) -> tuple[Array, Array] | bool:
+    # Of float64, that is what running it loses.
+    return weight.dtype != np.float64 and (weight * (1 + 8 * np.finfo(weight.dtype).eps), bias)
 
 
 MUTATIONS: list[Mutation] = [
@@ -143,13 +156,19 @@ MUTATIONS: list[Mutation] = [
     one_bias_off,
     one_tap_lost,
     scaled,
+    scaled_by_a_few_ulp,
 ]
+
+GEOMETRIC = (regrouped, moved, padded)
+"""Mistakes in attributes that a Gemm does not have."""
 
 
 def mutant(result: FuseResult, mutation: Mutation, number: int = 0) -> FuseResult | None:
     """The result with a mistake in a merged Conv; None where it cannot be made."""
     model = copy.deepcopy(result.model)
-    node = [n for n in model.graph.node if n.op_type == "Conv" and "fused" in n.name][number]
+    node = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm") and "fused" in n.name][number]
+    if node.op_type == "Gemm" and mutation in GEOMETRIC:
+        return None
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     weight = numpy_helper.to_array(tensors[node.input[1]])
     bias = numpy_helper.to_array(tensors[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight))
@@ -167,9 +186,19 @@ def test_every_mutant_is_caught(pattern: Pattern, example: Example) -> None:
     assert_all_caught(build(pattern, example, extents=("d", "h", "w")[: example.dims]))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
 @pytest.mark.parametrize("example", PATTERNS["repvgg"].examples, ids=lambda example: example.title)
-def test_every_mutant_of_float16_is_caught(example: Example) -> None:
-    assert_all_caught(build(PATTERNS["repvgg"], example, dtype=np.float16))
+def test_every_mutant_of_other_types_is_caught(example: Example, dtype: type[np.generic]) -> None:
+    assert_all_caught(build(PATTERNS["repvgg"], example, dtype=dtype))
+
+
+def test_every_mutant_of_a_gemm_is_caught() -> None:
+    net = Net(dtype=TensorProto.FLOAT, extents=())
+    branches = [
+        net.node("Gemm", net.x, net.constant(net.random.normal(size=(4, 4))), net.vector(), transB=transposed)
+        for transposed in (0, 1)
+    ]
+    assert_all_caught(net.model(net.add(*branches, net.node("Mul", net.x, net.vector()))))
 
 
 def assert_all_caught(model: ModelProto) -> None:
