@@ -180,11 +180,11 @@ def _fused_in_place(
             remarks.append(each if isinstance(each, Remark) else _fused(each))
             if isinstance(each, Edit):
                 edits.append(each)
-        gone = {position for candidate in chosen for position in candidate.replaced}
+        made = [candidate for candidate in chosen if isinstance(done[candidate.root], Edit)]
+        gone = {position for candidate in made for position in candidate.replaced}
         write_out(groups, gone, patch)
         left_alone = refusals(groups, chosen, families.has)
-        fused = any(isinstance(each, Edit) for each in done.values())
-        remarks += summarized(scope, left_alone, fused=fused)
+        remarks += summarized(scope, left_alone, fused=bool(made))
     if edits:
         patch.apply()
     return FuseResult(model, tuple(edits), tuple(remarks))

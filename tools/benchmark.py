@@ -39,7 +39,7 @@ from repfuse.backends import (
     structure,
 )
 from repfuse.bench import summarize
-from repfuse.inputs import make_inputs
+from repfuse.feeds import make_inputs
 from repfuse.interleave import interleave
 from repfuse.memory import measure_memory
 
