@@ -27,7 +27,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from repfuse import model_io
+from repfuse import model_io, shapes
 from repfuse.errors import BadInputError, RepfuseError
 
 ModelSource = onnx.ModelProto | str | os.PathLike[str]
@@ -45,6 +45,9 @@ _FOREIGN_TO_NUMPY = {
     "tensor(float8e5m2)": TensorProto.FLOAT8E5M2,
     "tensor(float8e5m2fnuz)": TensorProto.FLOAT8E5M2FNUZ,
 }
+
+_DEEPEST = 10
+"""Graphs inside graphs: OpenVINO takes half as long again for each."""
 
 # What a runtime says before it comes to the reason: where in its sources it gave up, and under which number.
 _PREAMBLE = re.compile(
@@ -244,6 +247,10 @@ class OpenVINO:
             "INFERENCE_NUM_THREADS": threads,
         }
         _refuse_types(self, graph)
+        if _depth(graph) > _DEEPEST:
+            raise BackendError(
+                f"{self.title}: graphs in graphs more than {_DEEPEST} deep take it minutes to read"
+            )
         with _explained(self):
             core = _openvino_core()
             compiled = core.compile_model(core.read_model(source), "CPU", settings)
@@ -311,6 +318,14 @@ def _refuse_types(backend: OpenVINO, graph: onnx.GraphProto) -> None:
             raise BackendError(f"{backend.title}: '{entry.name}' is no tensor")
         if entry.type.tensor_type.elem_type == TensorProto.STRING:
             raise BackendError(f"{backend.title}: '{entry.name}' holds strings, which it cannot be fed with")
+
+
+def _depth(graph: onnx.GraphProto) -> int:
+    """How many graphs there are inside each other."""
+    inner = (
+        attribute for node in graph.node if node.op_type in shapes.CONTAINERS for attribute in node.attribute
+    )
+    return 1 + max((_depth(each.g) for each in inner if each.HasField("g")), default=0)
 
 
 def _openvino_tensor(array: Array) -> Any:

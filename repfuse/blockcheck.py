@@ -226,6 +226,8 @@ class _Block:
         return sizes
 
     def _error(self, sizes: Sizes, *, alone: bool = False) -> float:
+        if any(conv.padded(sizes[conv.source]) > _LARGEST for conv in self._convs):
+            raise UnrunnableError("It needs maps that are too large to run here.")
         random = np.random.default_rng(0)
         sources = {conv.source: conv.inputs(sizes[conv.source], random) for conv in self._convs}
         largest = max(math.prod(sizes[conv.source][1:]) * conv.columns for conv in self._convs)
@@ -370,6 +372,13 @@ class _Conv:
         over = (phase + np.arange(len(outputs))) % self.strides
         whole = (outputs - 1) * self.strides + self.reach - self.begins - self.ends + over
         return tuple(int(extent) for extent in np.maximum(whole, 1))
+
+    def padded(self, shape: tuple[int, ...]) -> int:
+        """How many elements a source of that shape has with its padding."""
+        pads = self.begins + self.ends
+        return math.prod(
+            [shape[0], *(extent + int(pad) for extent, pad in zip(shape[1:], pads, strict=True))]
+        )
 
     def inputs(self, shape: tuple[int, ...], random: np.random.Generator) -> Array:
         """Zero, an impulse in each group at each of `_PLACES`, and noise, shape `(inputs, *shape)`."""

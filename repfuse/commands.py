@@ -96,6 +96,8 @@ class Command(click.Command):
             raise
         except OSError as error:  # the system's word: no space, no permission
             _end(ctx, str(error), RepfuseError.exit_code)
+        except MemoryError as error:
+            _end(ctx, f"not enough memory: {error or 'the system gives no more'}", RepfuseError.exit_code)
         except Exception as error:
             if ctx.params.get("verbose"):
                 traceback.print_exc()
@@ -129,9 +131,23 @@ def _end(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that temporary files are removed as they are after Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that temporary files are removed.
+
+    What comes while that is done is ignored. So are signals that were ignored before, as `nohup` has it.
+    """
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+    def end(number: int, _: object) -> NoReturn:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    unheard = (signal.SIG_IGN, None)
+    before = {kind: signal.signal(kind, end) for kind in kinds if signal.getsignal(kind) not in unheard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -6,19 +6,15 @@ the model's folder or below it, links followed, and is as long as the tensor's s
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
 from repfuse.errors import BadInputError
-from repfuse.storage import LEAST, Range, tensors
-
-_NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-"""Types of which several elements share a byte, and their bits."""
+from repfuse.storage import LEAST, Range, size, tensors
 
 _MOST_DIGITS = 20
 """Of an offset or a length."""
@@ -47,22 +43,6 @@ def names(model: ModelProto) -> list[str]:
     """The files in which a model whose structure was read keeps tensors, as it calls them."""
     found = (_entries(tensor) for tensor in tensors(model) if tensor.data_location == TensorProto.EXTERNAL)
     return sorted({entries.get("location", "") for entries in found})
-
-
-def size(tensor: TensorProto) -> int:
-    """How many bytes the shape and the type of a tensor need.
-
-    Raises:
-        ValueError: They are of no known size.
-    """
-    kind = tensor.data_type
-    if any(extent < 0 for extent in tensor.dims):
-        raise ValueError(f"the shape {list(tensor.dims)} has a negative extent")
-    if kind in (TensorProto.STRING, TensorProto.UNDEFINED) or kind not in TensorProto.DataType.values():
-        raise ValueError(f"elements of type {kind} have no size")
-    name = TensorProto.DataType.Name(kind)
-    bits = _NARROW.get(name) or 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize
-    return -(-math.prod(tensor.dims) * bits // 8)  # rounded up
 
 
 @dataclass(frozen=True)

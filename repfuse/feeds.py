@@ -6,6 +6,7 @@ inputs get image-like arrays: blobs of several sizes, each image with a contrast
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,9 @@ import numpy.typing as npt
 from repfuse.backends import Array, ModelSource
 from repfuse.errors import BadInputError
 from repfuse.inputs import Input, Range, resolve_inputs, typed
+
+_LARGEST = 2**28
+"""Elements: a larger input is not drawn, since it is a mistake, or to be had from the user."""
 
 _LARGEST_INDEX = 9
 """Integer inputs are mostly indices or tokens: small ones are within nearly any table."""
@@ -53,6 +57,11 @@ def _feed(entry: Input, data: Mapping[str, Array], number: int, seed: int) -> Ar
     own = typed(entry, data[entry.name]) if entry.name in data else None
     if own is not None and (number == 0 or "float" not in entry.dtype.name):
         return own
+    if math.prod(entry.shape) > _LARGEST:
+        raise BadInputError(
+            f"input '{entry.name}': {list(entry.shape)} is too large to be drawn; give a smaller one with "
+            "--input-shape, if the model allows it, or your own with --input-data"
+        )
     drawn = _draw(entry, np.random.default_rng([seed, number, zlib.crc32(entry.name.encode())]))
     return drawn if own is None else _alike(own, drawn)
 

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from repfuse import model_io, storage
 from repfuse.choose import Candidate, Merge, choose
-from repfuse.errors import RepfuseError
+from repfuse.errors import BadInputError, RepfuseError
 from repfuse.explain import refusals
 from repfuse.extents import write_out
 from repfuse.groups import Groups
@@ -141,12 +141,15 @@ def _fuse_in_place(
     say: Callable[[str], None],
 ) -> FuseResult:
     """Fuse a model, which is called `name` where it is found to be invalid."""
+    model_io.refuse_invalid(model, name)
     try:
         return _fused_in_place(model, spill, known, left, say)
     except RepfuseError:
         raise
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{name}: not a valid ONNX model: a text in it is not UTF-8") from error
     except Exception:
-        model_io.refuse_invalid(model, name)
+        model_io.refuse_invalid(model, name, strictly=True)
         raise
 
 

@@ -76,16 +76,62 @@ def check(model: onnx.ModelProto, name: str) -> None:
         )
 
 
-def refuse_invalid(model: onnx.ModelProto, name: str) -> None:
-    """Ask ONNX's checker about a model that could not be worked on. `name` is what the message calls it.
+def refuse_invalid(model: onnx.ModelProto, name: str, *, strictly: bool = False) -> None:
+    """Ask ONNX's checker about a model. `name` is what the message calls it.
+
+    Args:
+        model: Its weights need not be in memory.
+        name: What the message calls it.
+        strictly: Whether operators' types and shapes must agree, which exporters sometimes get wrong.
 
     Raises:
-        BadInputError: The checker refuses the model, too.
+        BadInputError: Names are defined twice or used before they are computed, functions call themselves,
+            operators have attributes that they should not have, a weight has more or less data than its shape
+            needs ...
     """
+    for tensor in model.graph.initializer:
+        try:
+            if not storage.fits(tensor):
+                raise BadInputError(f"{name}: {storage.misfit(tensor)}")
+        except ValueError as error:
+            raise BadInputError(f"{name}: tensor '{tensor.name}': {error}") from error
+    _refuse_odd_names(model, name)
+    checked = shapes.structure(model)
+    for entry in (*checked.graph.input, *checked.graph.output):
+        # The checker insists on shapes, and on outputs' types; runtimes do without.
+        if entry.type.WhichOneof("value") in (None, "tensor_type"):
+            kind = entry.type.tensor_type
+            kind.elem_type = kind.elem_type or onnx.TensorProto.FLOAT
+            if not strictly:
+                kind.shape.SetInParent()
     try:
-        onnx.checker.check_model(shapes.structure(model))
-    except (onnx.checker.ValidationError, ValueError, MemoryError, RecursionError) as error:
+        onnx.checker.check_model(checked, full_check=strictly)
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise BadInputError(f"{name}: not a valid ONNX model: {_first_line(error)}") from error
+
+
+def _refuse_odd_names(model: onnx.ModelProto, name: str) -> None:
+    """Refuse names that are no text: protobuf gives them as bytes, or fails."""
+    graph = model.graph
+    names: set[str] = set()
+    try:
+        for node in graph.node:
+            names.update((node.name, node.op_type, node.domain))
+            names.update(node.input)
+            names.update(node.output)
+        for entries in (graph.input, graph.output, graph.value_info, graph.initializer):
+            names.update(entry.name for entry in entries)
+        odd = any(not isinstance(each, str) for each in names)
+    except UnicodeDecodeError:
+        odd = True
+    if odd:
+        raise BadInputError(f"{name}: not a valid ONNX model: a name in it is not UTF-8")
 
 
 def save(model: onnx.ModelProto, path: PathLike, *, external_data: bool | None = None) -> None:
@@ -185,4 +231,6 @@ def _existing(path: PathLike) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Some of ONNX's sentences go on in the next line.
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]) or type(error).__name__

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import onnx
 from onnx import helper
 
+from repfuse import storage
+
 Shape = tuple[int | str | None, ...]
 """Extents: a number, the name of a symbolic dimension, or None where nothing is known."""
 
@@ -16,6 +18,15 @@ Integers = Callable[[str], "Sequence[int] | None"]
 
 _SMALL = 256
 """Elements: a smaller constant may be a shape, axes or pads, which shape inference reads."""
+
+CONTAINERS = {"If", "Loop", "Scan", "SequenceMap"}
+"""Operators whose nodes hold graphs."""
+
+_GROWING = {"Expand", "Tile", "ConstantOfShape", "Range", "Pad", "Resize", "Upsample", "OneHot"}
+"""Operators whose outputs are as large as numbers in a file say."""
+
+_LONG = 2**20
+"""Elements."""
 
 
 def infer(model: onnx.ModelProto, integers: Integers = lambda _: None) -> dict[str, Shape]:
@@ -27,11 +38,23 @@ def infer(model: onnx.ModelProto, integers: Integers = lambda _: None) -> dict[s
     """
     try:
         copy = structure(model, _Simplified(model.graph, integers))
-        graph = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(copy, data_prop=not _has_long_vectors(copy)).graph
     except (onnx.shape_inference.InferenceError, ValueError, MemoryError):
         return {}  # what the model declares contradicts itself: nothing is known for sure
+    return _known(graph)
+
+
+def _known(graph: onnx.GraphProto) -> dict[str, Shape]:
     entries = [*graph.input, *graph.value_info, *graph.output]
     return {entry.name: shape for entry in entries if (shape := of_value(entry)) is not None}
+
+
+def _has_long_vectors(model: onnx.ModelProto) -> bool:
+    """Whether operators make vectors as long as a number says: propagating data makes a symbol of each element."""
+    if not any(node.op_type in _GROWING for node in model.graph.node):
+        return False
+    known = _known(onnx.shape_inference.infer_shapes(model).graph)
+    return any(isinstance(shape[0], int) and shape[0] > _LONG for shape in known.values() if len(shape) == 1)
 
 
 def of_value(entry: onnx.ValueInfoProto) -> Shape | None:
@@ -67,13 +90,29 @@ def structure(model: onnx.ModelProto, simplified: _Simplified | None = None) -> 
         _add_constant(graph, tensor, tensor.name, known)
     for name, values in simplified.written.items() if simplified else ():
         graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
-    for node in simplified.nodes if simplified else source.node:
-        value = next((a.t for a in node.attribute if a.name == "value"), None)
-        if node.op_type == "Constant" and value is not None and _large(value.dims):
-            _add_constant(graph, value, node.output[0], known)
-        else:
-            graph.node.append(node)
+    for sparse in source.sparse_initializer:
+        if sparse.values.name not in known:
+            kind = sparse.values.data_type
+            graph.input.append(helper.make_tensor_value_info(sparse.values.name, kind, sparse.dims))
+    nodes = simplified.nodes if simplified else source.node
+    large = [node for node in nodes if node.op_type == "Constant" and _is_large(node)]
+    if large:
+        graph.node.extend(node for node in nodes if node.op_type != "Constant" or not _is_large(node))
+    else:
+        graph.node.extend(nodes)  # many times faster
+    for node in large:
+        _add_constant(graph, node.attribute[0].t, node.output[0], known)
+    # What is inside other nodes is rarely large, and has no inputs that could take its place.
+    for node in graph.node:
+        if node.domain or node.op_type in CONTAINERS:
+            storage.fill_in([node])
+    storage.fill_in(node for function in copy.functions for node in function.node)
     return copy
+
+
+def _is_large(node: onnx.NodeProto) -> bool:
+    first = node.attribute[0] if len(node.attribute) == 1 else None
+    return first is not None and first.name == "value" and _large(first.t.dims)
 
 
 class _Simplified:

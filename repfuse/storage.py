@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import secrets
 import struct
@@ -20,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from repfuse.errors import BadInputError
 
@@ -34,6 +35,9 @@ _FIXED = struct.Struct("<QQQ")
 
 _CHUNK = 2**20
 
+_MOST_IN_A_BYTE = 4
+"""Elements: four of two bits in an integer."""
+
 _UNSUPPORTED = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 """What systems say that cannot copy between two files themselves."""
 
@@ -43,6 +47,10 @@ _PLAIN: dict[int, str] = {
     TensorProto.DOUBLE: "<f8",
 }
 """Types whose raw data numpy reads as they are: several times faster than asking onnx, for hundreds of tensors."""
+
+
+_NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+"""Types of which several elements share a byte, and their bits."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,22 @@ class Spill:
             tensor.raw_data = Range(str(self._path), offset, len(data)).note()
 
 
+def size(tensor: TensorProto) -> int:
+    """How many bytes the shape and the type of a tensor need.
+
+    Raises:
+        ValueError: They are of no known size.
+    """
+    kind = tensor.data_type
+    if any(extent < 0 for extent in tensor.dims):
+        raise ValueError(f"the shape {list(tensor.dims)} has a negative extent")
+    if kind in (TensorProto.STRING, TensorProto.UNDEFINED) or kind not in TensorProto.DataType.values():
+        raise ValueError(f"elements of type {kind} have no size")
+    name = TensorProto.DataType.Name(kind)
+    bits = _NARROW.get(name) or 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return -(-math.prod(tensor.dims) * bits // 8)  # rounded up
+
+
 def values(tensor: TensorProto) -> NDArray[np.generic]:
     """A tensor's values, wherever they are.
 
@@ -155,10 +179,15 @@ def values(tensor: TensorProto) -> NDArray[np.generic]:
     except OSError as error:
         raise BadInputError(f"the data of tensor '{tensor.name}' cannot be read: {error}") from error
     except (ValueError, TypeError) as error:
-        raise BadInputError(
-            f"the data of tensor '{tensor.name}' do not fit its shape {list(tensor.dims)}; "
-            "were the model's weights stripped?"
-        ) from error
+        raise BadInputError(misfit(tensor)) from error
+
+
+def misfit(tensor: TensorProto) -> str:
+    """What to say of a tensor that has more or less data than its shape needs."""
+    return (
+        f"the data of tensor '{tensor.name}' do not fit its shape {list(tensor.dims)}; "
+        "were the model's weights stripped?"
+    )
 
 
 def filled(tensor: TensorProto) -> TensorProto:
@@ -174,10 +203,34 @@ def filled(tensor: TensorProto) -> TensorProto:
 
 def fill(model: ModelProto) -> None:
     """Put bytes in the place of all notes."""
-    for tensor in tensors(model):
+    _fill(tensors(model))
+
+
+def fill_in(nodes: Iterable[NodeProto]) -> None:
+    """Put bytes in the place of all notes that nodes and the graphs in them hold."""
+    _fill(_of_nodes(nodes))
+
+
+def _fill(unfilled: Iterable[TensorProto]) -> None:
+    for tensor in unfilled:
         place = Range.of(tensor.raw_data)
         if place:
             tensor.raw_data = place.read()
+
+
+def fits(tensor: TensorProto) -> bool:
+    """Whether a tensor has as many bytes as its shape needs; where these are numbers, whether it can have.
+
+    Raises:
+        ValueError: They are of no known size.
+    """
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return True
+    if not tensor.HasField("raw_data"):
+        return math.prod(tensor.dims) <= _MOST_IN_A_BYTE * tensor.ByteSize()
+    data = tensor.raw_data
+    place = Range.of(data)
+    return (place.length if place else len(data)) == size(tensor)
 
 
 def tensors(model: ModelProto) -> Iterator[TensorProto]:

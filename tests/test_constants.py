@@ -256,9 +256,9 @@ def test_only_what_is_asked_for_is_evaluated_and_it_is_found_once(monkeypatch: p
     evaluated = []
 
     class Spy(ReferenceEvaluator):
-        def __init__(self, proto: Any) -> None:
+        def __init__(self, proto: Any, **given: Any) -> None:
             evaluated.append([each.op_type for each in proto.graph.node])
-            super().__init__(proto)
+            super().__init__(proto, **given)
 
     monkeypatch.setattr("repfuse.constants.ReferenceEvaluator", Spy)
     nodes = [

@@ -1,0 +1,61 @@
+"""Hostile files: whatever a model is, there is one clear line or a sound result, in bounded memory and time."""
+
+from __future__ import annotations
+
+import re
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commandline import FAST, repfuse
+from hostile import CASES
+
+ROOM = 3 * 2**30
+"""Bytes of address space that each case may take beyond what is there already."""
+
+PAGE = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """Little memory, and little time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, hard))
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert time.process_time() - started < 20
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("bounded")
+def test_hostile_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, sentence = CASES[name]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    make(folder)
+    before = sorted(folder.iterdir())
+    monkeypatch.chdir(folder)
+    result = repfuse("in.onnx", "out.onnx", *FAST)
+    assert "Traceback" not in result.output
+    if sentence is None:
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert sorted(folder.iterdir()) == sorted([*before, folder / "out.onnx"])
+    else:
+        assert (result.exit_code, sorted(folder.iterdir())) == (2, before)
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("Error: ")
+        assert sentence in line
+        assert len(line) < 600
+
+
+def test_the_page_lists_every_case_and_what_comes_of_it() -> None:
+    listed = re.findall(r"^\| (.*?) \| (\d) \|", PAGE, re.M)
+    assert sorted((name, 2 if sentence else 0) for name, (_, sentence) in CASES.items()) == sorted(
+        (name, int(code)) for names, code in listed for name in names.split("; ")
+    )
