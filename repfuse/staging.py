@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from repfuse import storage, wire
 from repfuse.errors import BadInputError
 
 PathLike = str | os.PathLike[str]
+
+_NEEDED = "needed"
+"""A file in the folder while the model at the target looks for its data in there."""
 
 
 @contextlib.contextmanager
@@ -41,7 +44,7 @@ def staged(path: PathLike) -> Iterator[Path]:
             raise BadInputError(f"{target}: is a folder; name a file")
     folder = target.parent / f".{target.name}.repfuse-{secrets.token_hex(4)}"
     # Before there is anything to remove, so that there is no moment at which an interrupt could leave it behind.
-    remove = atexit.register(partial(shutil.rmtree, folder, ignore_errors=True))
+    remove = atexit.register(partial(_remove, folder))
     try:
         try:
             folder.mkdir(mode=0o700)
@@ -81,20 +84,49 @@ def _land(folder: Path, target: Path) -> None:
     for file in (model, *data):
         file.chmod(0o666 & ~_umask())
     if any((target.parent / file.name).exists() for file in data):
-        folder.chmod(0o777 & ~_umask())
-        bridge = _looking_into(folder, model)
-        bridge.replace(target)
-        for file in data:
-            second = file.with_name(f"{file.name}.2")
-            try:
-                os.link(file, second)
-            except OSError:  # no file system of Linux, but some that it can mount
-                shutil.copyfile(file, second)
-            second.replace(target.parent / file.name)
+        _exchange(folder, target, data)
     else:
         for file in data:
             file.replace(target.parent / file.name)
-    model.replace(target)
+        model.replace(target)
+
+
+def _exchange(folder: Path, target: Path, data: Sequence[Path]) -> None:
+    """Put a model and its data in the place of another."""
+    folder.chmod(0o777 & ~_umask())
+    bridge = _looking_into(folder, folder / target.name)
+    needed = folder / _NEEDED
+    needed.touch()
+    try:
+        bridge.replace(target)
+        _finish(folder, target, data)
+    except BaseException:
+        if bridge.exists():
+            needed.unlink()
+        else:
+            _finish(folder, target, data)  # what was begun must be done, or the model would look in vain
+        raise
+
+
+def _finish(folder: Path, target: Path, data: Sequence[Path]) -> None:
+    """Take the steps that are left, from any of them on."""
+    for file in data:
+        second = file.with_name(f"{file.name}.2")
+        second.unlink(missing_ok=True)
+        try:
+            os.link(file, second)
+        except OSError:  # no file system of Linux, but some that it can mount
+            shutil.copyfile(file, second)
+        second.replace(target.parent / file.name)
+    if (folder / target.name).exists():
+        (folder / target.name).replace(target)
+    (folder / _NEEDED).unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder, but where the model at the target looks for its data in it."""
+    if not (folder / _NEEDED).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _looking_into(folder: Path, model: Path) -> Path:

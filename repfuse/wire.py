@@ -151,7 +151,10 @@ def _noted(model: ModelProto) -> tuple[bytes, list[TensorProto]]:
     # What a newer ONNX put into these only protobuf itself can hand on.
     if any(UnknownFieldSet(message) for message in (model, graph, *graph.initializer)):
         return model.SerializeToString(), lent
-    structure = _without(model, "graph")
+    try:
+        structure = _without(model, "graph")
+    except UnicodeDecodeError:  # so does it with what is no text
+        return model.SerializeToString(), lent
     if model.HasField("graph"):
         structure.graph.CopyFrom(_without(graph, "initializer"))
         for tensor in graph.initializer:
