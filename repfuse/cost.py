@@ -7,18 +7,14 @@ matter, so costs are per output position and need no extents: they hold for symb
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from repfuse.window import Window
 
 DEPTHWISE = 2.0
 """A multiply-add of a depthwise Conv: it reuses less of what it reads than a dense one."""
 
-MOVED = 3.0
-"""An element read or written. Runtimes fuse an Add into the Conv before it, so it costs less than its traffic."""
-
-CAUTION = 1.0
-"""What must be gained, beside its own cost, for each multiply-add that a rewrite adds: estimates err."""
+MOVED = 1.5
+"""An element read or written. Runtimes fuse an Add into the Conv before it, so it costs less than its traffic; and
+an estimate may err, so what a rewrite moves less must be worth twice what it computes more."""
 
 SLOW_ALONE = 13
 """The kernel extent that OpenVINO's depthwise Conv (2026.4, AVX-512) runs 2.4 times slower when no Add follows."""
@@ -28,18 +24,7 @@ _SLOW_ALONE_CHANNELS = 48
 """Up to so many channels it runs as fast as others do."""
 
 
-class Cost(NamedTuple):
-    """A cost in two parts, in multiply-adds of a dense Conv for each position of an output."""
-
-    arithmetic: float = 0.0
-    moving: float = 0.0
-
-    def plus(self, other: Cost, times: float = 1.0) -> Cost:
-        """The sum of this cost and `times` the other."""
-        return Cost(self.arithmetic + times * other.arithmetic, self.moving + times * other.moving)
-
-
-def conv(window: Window, *, alone: bool = False) -> Cost:
+def conv(window: Window, *, alone: bool = False) -> float:
     """The cost of a Conv with this window, and of the Add that a shift takes; `alone` where no Add follows it."""
     outputs, inputs = window.channels or (1, 1)
     arithmetic = float(window.elements)
@@ -52,7 +37,7 @@ def conv(window: Window, *, alone: bool = False) -> Cost:
     moved = outputs + inputs * window.stride
     if window.shifted:  # an Add stays before it
         moved += 2 * inputs * window.stride
-    return Cost(arithmetic, MOVED * moved)
+    return arithmetic + MOVED * moved
 
 
 def slow_alone(window: Window) -> bool:
@@ -62,12 +47,6 @@ def slow_alone(window: Window) -> bool:
     return many and window.depthwise and [axis.kernel for axis in window.axes] == [SLOW_ALONE] * 2
 
 
-def pointwise(channels: int, operands: int = 1) -> Cost:
+def pointwise(channels: int, operands: int = 1) -> float:
     """The cost of an elementwise op of that many operands: each is read once, the result written once."""
-    return Cost(0.0, MOVED * channels * (operands + 1))
-
-
-def saving(before: Cost, after: Cost) -> float:
-    """What a rewrite saves, less the caution that more arithmetic asks for."""
-    added = max(0.0, after.arithmetic - before.arithmetic)
-    return sum(before) - sum(after) - CAUTION * added
+    return MOVED * channels * (operands + 1)

@@ -9,7 +9,6 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from repfuse import kernel
-from repfuse.choose import Merge
 from repfuse.groups import Groups
 from repfuse.kernel import Array, EquivalentKernel
 from repfuse.window import Layout, Refusal, Window

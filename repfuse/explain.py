@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from repfuse import cost
-from repfuse.choose import Candidate, Merge
+from repfuse.choose import Candidate
 from repfuse.groups import WEIGHTED, Groups, Operand
 from repfuse.remarks import Outcome, Remark
+from repfuse.ways import Merge
 from repfuse.window import Refusal
 
 _SEARCHED = 32

@@ -11,13 +11,14 @@ from pathlib import Path
 from onnx import ModelProto
 
 from repfuse import model_io, storage
-from repfuse.choose import Candidate, Merge, choose
+from repfuse.choose import Candidate, choose
+from repfuse.ways import Merge
 from repfuse.errors import BadInputError, RepfuseError
 from repfuse.explain import refusals
 from repfuse.extents import write_out
 from repfuse.groups import Groups
 from repfuse.patch import Patch
-from repfuse.patterns import Pattern, load_patterns, match, select
+from repfuse.patterns import CATCH_ALL, Pattern, load_patterns, match, select
 from repfuse.quantized import summarized
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.rewrite import rewrite
@@ -202,6 +203,7 @@ class _Families:
 
     def __init__(self, known: Sequence[Pattern], groups: Groups) -> None:
         self._known = known
+        self._takes_any = any(pattern.slug == CATCH_ALL for pattern in known)
         self._groups = groups
         self._found: dict[Merge, Pattern | None] = {}
         self._by_text: dict[tuple[tuple[str, ...], str], Pattern | None] = {}
@@ -217,7 +219,7 @@ class _Families:
         return self._found[merge]
 
     def has(self, merge: Merge) -> bool:
-        return self.of(merge) is not None
+        return self._takes_any or self.of(merge) is not None
 
     def names(self, merges: Sequence[Merge]) -> str:
         return ", ".join(sorted({pattern.name for merge in merges if (pattern := self.of(merge))}))

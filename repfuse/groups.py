@@ -99,6 +99,7 @@ class Groups:
         self._forms: dict[str, dict[str, Form]] = {}
         self._frames = Frames(scope)
         self._carried: dict[str, dict[str, CarriedForm]] = {}
+        self._sums: dict[tuple[Window, ...], Window | Refusal] = {}
         if not any(node.op_type in WEIGHTED for node in scope.nodes):
             return
         off_limits = idiom_nodes(scope)
@@ -136,7 +137,10 @@ class Groups:
 
     def sum(self, windows: Sequence[Window], source: str) -> Window | Refusal:
         """`window.add` for branches of `source`, with its static extents where they would help."""
-        total = window.add(windows)
+        key = tuple(windows)
+        total = self._sums.get(key)
+        if total is None:
+            total = self._sums[key] = window.add(windows)
         if isinstance(total, Refusal) and total.extents_would_help:
             shape = self.scope.shape_of(source) or ()
             return window.add(windows, [n if isinstance(n, int) else None for n in shape[2:]])

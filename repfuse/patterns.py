@@ -34,6 +34,9 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 
+CATCH_ALL = "linear"
+"""The slug of the pattern that takes any group."""
+
 
 @dataclass(frozen=True)
 class Branch:

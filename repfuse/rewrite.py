@@ -10,7 +10,8 @@ import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
 from repfuse.carry import axis_of
-from repfuse.choose import Candidate, Merge
+from repfuse.choose import Candidate
+from repfuse.ways import Merge
 from repfuse.derive import Derived, derive
 from repfuse.groups import Groups
 from repfuse.patch import Patch

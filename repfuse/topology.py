@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
-from repfuse.choose import Merge
 from repfuse.groups import Groups, Operand
 from repfuse.patterns import Op, Topology
+from repfuse.ways import Merge
 
 _MOST_BRANCHES = 64
 """Nested joins multiply paths; a group of more branches than this is described by its first ones."""

@@ -282,8 +282,8 @@ def test_a_static_extent_that_is_too_large_is_skipped() -> None:
 def test_what_is_added_to_a_merged_conv_counts() -> None:
     net = Net(dtype=TensorProto.FLOAT)
     other = net.input("other", net.channels, (7, 6))
-    merged = net.add(net.conv(net.x), net.conv(net.x, 1))
-    model = net.model(net.node("Sub", merged, net.node("Relu", other)))
+    part = net.node("Sub", net.conv(net.x), net.node("Relu", other))
+    model = net.model(net.add(part, net.conv(net.x, 1)))
     result = fuse(model)
     assert errors(check_blocks(model, result))[0] <= LIMIT
     last = next(node for node in result.model.graph.node if node.op_type == "Sub")

@@ -192,7 +192,7 @@ class Row:
 
 def fuse_all(model: onnx.ModelProto) -> FuseResult:
     """Fuse a model as if anything were better than what it is: all of a group, before a part of it."""
-    with mock.patch.object(cost, "saving", lambda before, after: 1.0):
+    with mock.patch.object(cost, "conv", lambda window, alone=False: 1.0):
         return fuse(model)
 
 
