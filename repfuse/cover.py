@@ -13,7 +13,7 @@ Knows nothing of Convs but how many of them a way has: a change may not make mor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -76,12 +76,23 @@ class Cover:
 
     def solve(self) -> dict[int, int]:
         """The number of the way chosen for each tensor that is computed."""
-        state = _State(self._ways, dict(self._best), self._roots)
+        chosen = dict(self._best)
         for part in self._entangled():
-            for _ in range(_ROUNDS):
-                if not state.improve(part):
-                    break
-        return {tensor: state.chosen[tensor] for tensor, count in state.refs.items() if count}
+            costs = self._scaled(part)
+            roots = [tensor for tensor in part if tensor in self._roots]
+            starts = ({tensor: self._best[tensor] for tensor in part}, dict.fromkeys(part, 0))
+            states = [_Part(self._ways, costs, start, roots) for start in starts]
+            for state in states:
+                state.improve()
+            chosen |= min(states, key=lambda state: state.cost).chosen
+        found: dict[int, int] = {}
+        pending = sorted(self._roots)
+        while pending:
+            tensor = pending.pop()
+            if tensor not in found:
+                found[tensor] = chosen[tensor]
+                pending += [need for need, _ in self._ways[tensor][chosen[tensor]].needs]
+        return found
 
     def _total(self, way: Way) -> float:
         return way.cost + sum(ratio * self.price(need) for need, ratio in way.needs)
@@ -103,35 +114,49 @@ class Cover:
         return False
 
     def _entangled(self) -> list[list[int]]:
-        """Tensors with several ways, in parts that are independent of each other, where sharing may matter."""
-        parent: dict[int, int] = {}
+        """The independent parts in which a tensor may have several users, each part in topological order."""
+        parent = {tensor: tensor for tensor in self._ways}
 
         def find(tensor: int) -> int:
-            while parent.setdefault(tensor, tensor) != tensor:
+            while parent[tensor] != tensor:
                 parent[tensor] = parent[parent[tensor]]
                 tensor = parent[tensor]
             return tensor
 
-        for tensor, ways in self._ways.items():
-            for way in ways:
-                for need, _ in way.needs:
-                    if need not in self._roots:
-                        parent[find(need)] = find(tensor)
+        for tensor in self._ways:
+            for need in self._inner(tensor):
+                parent[find(need)] = find(tensor)
         parts: dict[int, list[int]] = {}
-        shared = set()
-        roots: dict[int, int] = {}
-        for tensor, ways in self._ways.items():
-            part = find(tensor)
-            roots[part] = roots.get(part, 0) + (tensor in self._roots)
-            if roots[part] > 1 or (tensor not in self._roots and self._uses.get(tensor, 0) > 1):
-                shared.add(part)
-            if len(ways) > 1 or tensor not in self._roots:
-                parts.setdefault(part, []).append(tensor)
-        return [
-            tensors
-            for part, tensors in parts.items()
-            if part in shared and any(len(self._ways[tensor]) > 1 for tensor in tensors)
-        ]
+        for tensor in self._ways:
+            parts.setdefault(find(tensor), []).append(tensor)
+        return [part for part in parts.values() if self._is_entangled(part)]
+
+    def _is_entangled(self, part: Sequence[int]) -> bool:
+        shared = any(self._uses.get(tensor, 0) > 1 for tensor in part if tensor not in self._roots)
+        several = sum(tensor in self._roots for tensor in part) > 1
+        return (shared or several) and any(len(self._ways[tensor]) > 1 for tensor in part)
+
+    def _inner(self, tensor: int) -> set[int]:
+        """What a tensor may need of which it is not certain that it is computed."""
+        return {need for way in self._ways[tensor] for need, _ in way.needs} - self._roots
+
+    def _scaled(self, part: Sequence[int]) -> dict[int, list[float]]:
+        """What the ways of a part's tensors cost, for each position of one and the same tensor."""
+        links: dict[int, list[tuple[int, float]]] = {tensor: [] for tensor in part}
+        for tensor in part:
+            for need, ratio in {need for way in self._ways[tensor] for need in way.needs}:
+                if need in links:
+                    links[tensor].append((need, ratio))
+                    links[need].append((tensor, 1 / ratio))
+        positions: dict[int, float] = {}
+        for start in reversed(part):
+            pending = [(start, positions.get(start, 1.0))]
+            while pending:
+                tensor, count = pending.pop()
+                if tensor not in positions:
+                    positions[tensor] = count
+                    pending += [(other, count * ratio) for other, ratio in links[tensor]]
+        return {tensor: [way.cost * positions[tensor] for way in self._ways[tensor]] for tensor in part}
 
 
 class _TooFarError(Exception):
@@ -139,55 +164,60 @@ class _TooFarError(Exception):
 
 
 class _Change(NamedTuple):
-    cost: float = 0.0
-    convs: int = 0
+    """What a change adds."""
 
-    @property
-    def pays(self) -> bool:
-        return self.cost < -_TOLERANCE and self.convs <= 0
-
-    def plus(self, other: _Change, times: float = 1.0) -> _Change:
-        return _Change(self.cost + times * other.cost, self.convs + other.convs)
+    cost: float
+    convs: int
 
 
-class _State:
-    """A cover: the way chosen for each tensor, and how many of the chosen ways need it."""
+class _Part:
+    """The cover of one part: the way chosen for each tensor, and how many of the chosen ways need it."""
 
     def __init__(
-        self, ways: Mapping[int, Sequence[Way]], chosen: dict[int, int], roots: Collection[int]
+        self,
+        ways: Mapping[int, Sequence[Way]],
+        costs: Mapping[int, Sequence[float]],
+        chosen: dict[int, int],
+        roots: Iterable[int],
     ) -> None:
         self.chosen = chosen
-        self.refs: dict[int, int] = dict.fromkeys(ways, 0)
-        self._ways = ways
-        self._users: dict[int, list[int]] = {}
+        self.cost = 0.0
+        self._needs = {
+            tensor: [[need for need, _ in way.needs if need in costs] for way in ways[tensor]]
+            for tensor in costs
+        }
+        self._convs = {tensor: [way.convs for way in ways[tensor]] for tensor in costs}
+        self._costs = costs
+        self._refs = dict.fromkeys(costs, 0)
+        self._users: dict[int, list[int]] = {tensor: [] for tensor in costs}
         self._undo: list[tuple[dict[int, int], int, int]] = []
         self._touched = -math.inf
-        for tensor in ways:
-            for need in {need for way in ways[tensor] for need, _ in way.needs}:
-                self._users.setdefault(need, []).append(tensor)
-        for tensor in sorted(roots):
-            self._use(tensor, 1.0, 1)
+        for tensor, options in self._needs.items():
+            for need in dict.fromkeys(need for needs in options for need in needs):
+                self._users[need].append(tensor)
+        for tensor in roots:
+            self.cost += self._use(tensor, 1).cost
         self._undo.clear()
 
-    def improve(self, part: Sequence[int]) -> bool:
-        """Go over a part from the outputs backwards, and make every change that lowers the cost."""
-        improved = False
-        for tensor in reversed(part):
-            if self.refs[tensor] and len(self._ways[tensor]) > 1:
-                improved |= self._kept(lambda tensor=tensor: self._to_best(tensor))  # type: ignore[misc]
-            if self.refs[tensor] and len(self._users.get(tensor, ())) <= _MOST_USERS:
-                improved |= self._kept(lambda tensor=tensor: self._do_without(tensor))  # type: ignore[misc]
-        return improved
+    def improve(self) -> None:
+        """Go over all tensors from the outputs backwards, several times, and make what changes lower the cost."""
+        for _ in range(_ROUNDS):
+            before = self.cost
+            for tensor in reversed(list(self._costs)):
+                if self._refs[tensor] and len(self._costs[tensor]) > 1:
+                    self._keep_if_cheaper(lambda tensor=tensor: self._to_best(tensor))  # type: ignore[misc]
+                if self._refs[tensor] and 0 < len(self._users[tensor]) <= _MOST_USERS:
+                    self._keep_if_cheaper(lambda tensor=tensor: self._do_without(tensor))  # type: ignore[misc]
+            if self.cost == before:
+                break
 
-    def _kept(self, change: Callable[[], _Change | None]) -> bool:
-        """Make a change, and keep it if it pays."""
-        start = len(self._undo)
+    def _keep_if_cheaper(self, change: Callable[[], _Change | None]) -> None:
         made = change()
-        if made is not None and made.pays:
+        if made and made.cost < -_TOLERANCE and made.convs <= 0:
+            self.cost += made.cost
             self._undo.clear()
-            return True
-        self._take_back(start)
-        return False
+        else:
+            self._take_back(0)
 
     def _take_back(self, start: int) -> None:
         while len(self._undo) > start:
@@ -201,8 +231,8 @@ class _State:
     def _to_best(self, tensor: int, avoid: int | None = None) -> _Change | None:
         """Compute a tensor in the best way other than now, and without `avoid`; None if there is none."""
         best: tuple[float, int] | None = None
-        for number, way in enumerate(self._ways[tensor]):
-            if number == self.chosen[tensor] or any(need == avoid for need, _ in way.needs):
+        for number, needs in enumerate(self._needs[tensor]):
+            if number == self.chosen[tensor] or avoid in needs:
                 continue
             start, self._touched = len(self._undo), 0.0
             with suppress(_TooFarError):
@@ -215,41 +245,41 @@ class _State:
 
     def _do_without(self, tensor: int) -> _Change | None:
         """Let all that need a tensor be computed otherwise."""
-        total = _Change()
-        for user in self._users.get(tensor, ()):
-            ratio = dict(self._ways[user][self.chosen[user]].needs).get(tensor)
-            if not self.refs[user] or ratio is None:
-                continue
-            change = self._to_best(user, avoid=tensor)
-            if change is None:
-                return None
-            total = total.plus(change, 1 / ratio)
-        return total
+        cost, convs = 0.0, 0
+        for user in self._users[tensor]:
+            if self._refs[user] and tensor in self._needs[user][self.chosen[user]]:
+                change = self._to_best(user, avoid=tensor)
+                if change is None:
+                    return None
+                cost, convs = cost + change.cost, convs + change.convs
+        return _Change(cost, convs)
 
     def _switch(self, tensor: int, number: int) -> _Change:
         """Compute a tensor in another way."""
-        old, new = self._ways[tensor][self.chosen[tensor]], self._ways[tensor][number]
+        old = self.chosen[tensor]
         self._set(self.chosen, tensor, number)
-        total = _Change(new.cost - old.cost, new.convs - old.convs)
-        for need, ratio in new.needs:
-            total = total.plus(self._use(need, ratio, 1))
-        for need, ratio in old.needs:
-            total = total.plus(self._use(need, ratio, -1))
-        return total
+        cost = self._costs[tensor][number] - self._costs[tensor][old]
+        convs = self._convs[tensor][number] - self._convs[tensor][old]
+        for count, needs in ((1, self._needs[tensor][number]), (-1, self._needs[tensor][old])):
+            for need in needs:
+                change = self._use(need, count)
+                cost, convs = cost + change.cost, convs + change.convs
+        return _Change(cost, convs)
 
-    def _use(self, tensor: int, ratio: float, count: int) -> _Change:
+    def _use(self, tensor: int, count: int) -> _Change:
         """Count one use more or less of a tensor; it costs what then begins or ceases to be computed."""
-        total = _Change()
-        pending = [(tensor, ratio)]
+        cost, convs = 0.0, 0
+        pending = [tensor]
         while pending:
-            tensor, ratio = pending.pop()
-            before = self.refs[tensor]
-            self._set(self.refs, tensor, before + count)
+            tensor = pending.pop()
+            before = self._refs[tensor]
+            self._set(self._refs, tensor, before + count)
             self._touched += 1
             if self._touched > _REACH:
                 raise _TooFarError
             if 0 in (before, before + count):
-                way = self._ways[tensor][self.chosen[tensor]]
-                total = total.plus(_Change(count * way.cost, count * way.convs), ratio)
-                pending += [(need, ratio * each) for need, each in way.needs]
-        return total
+                number = self.chosen[tensor]
+                cost += count * self._costs[tensor][number]
+                convs += count * self._convs[tensor][number]
+                pending += self._needs[tensor][number]
+        return _Change(cost, convs)
