@@ -51,6 +51,7 @@ def choose(groups: Groups, fits: Callable[[Merge], bool] = lambda _: True) -> li
         if chosen[position]:
             rewrite = rewrites[position][chosen[position] - 1]
             replaced, before = _replaced(position, options, staying)
+            replaced |= {inside for each in replaced for inside in _inside(groups, each)}
             staying |= replaced
             saving = 1 - options[position][chosen[position]].cost / before
             found.append(Candidate(position, rewrite.merges, rewrite.rest, frozenset(replaced), saving))
@@ -72,3 +73,8 @@ def _replaced(
                 replaced.add(need)
                 pending.append((need, ratio * each))
     return replaced, total
+
+
+def _inside(groups: Groups, position: int) -> frozenset[int]:
+    lifted = groups.lifted.get(position)
+    return lifted.inside if lifted else frozenset()

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from repfuse import kernel
 from repfuse.groups import Groups
 from repfuse.kernel import Array, EquivalentKernel
+from repfuse.ways import Merge
 from repfuse.window import Layout, Refusal, Window
 
 

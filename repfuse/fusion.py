@@ -12,7 +12,6 @@ from onnx import ModelProto
 
 from repfuse import model_io, storage
 from repfuse.choose import Candidate, choose
-from repfuse.ways import Merge
 from repfuse.errors import BadInputError, RepfuseError
 from repfuse.explain import refusals
 from repfuse.extents import write_out
@@ -25,6 +24,7 @@ from repfuse.rewrite import rewrite
 from repfuse.storage import Spill
 from repfuse.topology import topology
 from repfuse.view import scopes
+from repfuse.ways import Merge
 from repfuse.window import Refusal
 
 LEFT = Refusal("was left alone, as was asked").reason
@@ -203,6 +203,7 @@ class _Families:
 
     def __init__(self, known: Sequence[Pattern], groups: Groups) -> None:
         self._known = known
+        self._takes_any = any(pattern.slug == CATCH_ALL for pattern in known)
         self._takes_any = any(pattern.slug == CATCH_ALL for pattern in known)
         self._groups = groups
         self._found: dict[Merge, Pattern | None] = {}

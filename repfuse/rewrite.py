@@ -11,11 +11,11 @@ from onnx import NodeProto, helper, numpy_helper
 
 from repfuse.carry import axis_of
 from repfuse.choose import Candidate
-from repfuse.ways import Merge
 from repfuse.derive import Derived, derive
 from repfuse.groups import Groups
 from repfuse.patch import Patch
 from repfuse.remarks import Edit, Outcome, Remark, label
+from repfuse.ways import Merge
 from repfuse.window import Layout, Refusal, Window
 
 FUSED_FROM = "repfuse.fused_from"

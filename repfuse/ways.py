@@ -8,27 +8,41 @@ operands that share a source are merged and the rest is added as before: `a(x) +
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from repfuse import cost, window
+from repfuse.carry import Carry
 from repfuse.cover import Way
 from repfuse.groups import Groups, Operand
 from repfuse.partition import Branch, partition
-from repfuse.window import Window
+from repfuse.window import Layout, Window
 
 LEAST = 0.01
 """What a rewrite must save: what saves nothing is left as it is."""
 
 
+_ASKING = frozenset({"Shape", "Size"})
+
+
 @dataclass(frozen=True)
 class Merge:
-    """Branches that become one Conv: tensors that follow linearly from `source`, added up."""
+    """Branches that become one Conv: tensors that follow linearly from `source`, added up.
+
+    Attributes:
+        source: What it acts on.
+        terms: What it computes: one tensor, or several that are added up.
+        window: Its geometry.
+        path: Positions of ops that carry channels (see `repfuse.carry`) between the source and the only term.
+        behind: Whether the Conv comes behind them, not before.
+    """
 
     source: str
     terms: tuple[Operand, ...]
     window: Window
+    path: tuple[int, ...] = ()
+    behind: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,8 @@ class Ways:
     @cached_property
     def positions(self) -> Sequence[int]:
         """Linear nodes, in the order of the graph."""
-        return sorted(self._groups.lifted.keys() | self._groups.joins.keys())
+        groups = self._groups
+        return sorted(groups.lifted.keys() | groups.joins.keys() | groups.carries.keys())
 
     @cached_property
     def uses(self) -> Counter[int]:
@@ -61,43 +76,77 @@ class Ways:
         return Counter(
             producer
             for position in self.positions
-            for tensor in self._groups.data_inputs(position)
+            for tensor in self._inputs(position)
             if (producer := self._number(tensor)) is not None
         )
 
     @cached_property
     def roots(self) -> frozenset[int]:
         """Tensors that something else uses, so that they must be computed; and those that nothing uses."""
-        scope = self._groups.scope
-        return frozenset(
-            position
-            for position in self.positions
-            if (output := scope.nodes[position].output[0]) in scope.kept
-            or self.uses[position] == 0
-            or len(scope.consumers(output)) > self.uses[position]
-        )
+        scope, framed = self._groups.scope, self._framed
+        known = framed.union(self.positions)
+
+        def is_root(position: int) -> bool:
+            output = scope.nodes[position].output[0]
+            users = [user for user in scope.consumers(output) if user not in known]
+            if position in framed:  # what asks for its extents can be answered without it
+                return output in scope.kept or any(scope.nodes[user].op_type not in _ASKING for user in users)
+            return output in scope.kept or bool(users) or self.uses[position] == 0
+
+        return frozenset(filter(is_root, self.positions))
+
+    @cached_property
+    def _framed(self) -> frozenset[int]:
+        """Nodes that were lifted with another one, and those that only cut from them to ask for extents."""
+        groups, scope = self._groups, self._groups.scope
+        framed = frozenset[int]().union(*(lifted.inside for lifted in groups.lifted.values()))
+        for position in self.positions if framed else ():
+            users = scope.consumers(scope.nodes[position].output[0])
+            inputs = {scope.producer(name) for name in groups.data_inputs(position)}
+            if inputs <= framed and users and all(scope.nodes[user].op_type in _ASKING for user in users):
+                framed |= {position}
+        return framed
 
     def now(self, position: int) -> Way:
         """How a tensor is computed now."""
-        lifted = self._groups.lifted.get(position)
-        inputs = self._groups.data_inputs(position)
-        ratio = lifted.window.stride if lifted else 1
+        lifted, carry = self._groups.lifted.get(position), self._groups.carries.get(position)
+        ratio = lifted.window.stride if lifted else carry.density if carry else 1
         weighted = lifted is not None and lifted.weight_type != 0
-        return Way(self._cost_now(position), self._needs((name, ratio) for name in inputs), int(weighted))
+        needs = self._needs((name, ratio) for name in self._inputs(position))
+        return Way(self._cost_now(position), needs, int(weighted))
 
     def way(self, position: int, rewrite: Rewrite) -> Way:
         """A rewrite as a way."""
-        needs = [(merge.source, merge.window.stride) for merge in rewrite.merges]
-        needs += [(operand.tensor, 1) for operand in rewrite.rest]
-        alone = len(needs) == 1 and self._is_alone(position)
-        total = LEAST + (len(needs) - 1) * self._adding(position)
-        total += sum(self._conv_cost(merge.window, alone) for merge in rewrite.merges)
+        alone = len(rewrite.merges) + len(rewrite.rest) == 1 and self._is_alone(position)
+        total = LEAST - self._adding(position)
+        needs: list[tuple[str, float]] = []
+        for merge in rewrite.merges:
+            own, positions = self._merged(merge, alone)
+            total += own + self._adding(position)
+            needs.append((merge.source, positions))
+        total += len(rewrite.rest) * self._adding(position)
+        needs += [(operand.tensor, 1.0) for operand in rewrite.rest]
         return Way(total, self._needs(needs), len(rewrite.merges))
+
+    def _merged(self, merge: Merge, alone: bool) -> tuple[float, float]:
+        """What a merge costs, with the ops that carry channels, and how many positions of its source it needs."""
+        outputs, inputs = merge.window.channels or (1, 1)
+        own = self._conv_cost(merge.window, alone)
+        if merge.window.layout is Layout.LAST and merge.window.biased:  # MatMul's bias is an Add
+            own += cost.pointwise(outputs)
+        carried, density = 0.0, 1.0
+        for position in reversed(merge.path):
+            carry = self._groups.carries[position]
+            carried += density * _carry_cost(carry, inputs if merge.behind else outputs)
+            density *= carry.density
+        return carried + own * (1.0 if merge.behind else density), density * merge.window.stride
 
     def rewrites(self, position: int, price: Callable[[int | None], float]) -> list[Rewrite]:
         """The rewrites of a tensor that may pay. `price`: what one use of a tensor costs at best."""
+        if self._is_inner(position):  # the outer join sees to it
+            return []
         found = list(self._wholes(position))
-        if position in self._groups.joins and not self._is_inner(position):
+        if position in self._groups.joins:
             sources = {rewrite.merges[0].source for rewrite in found}
             for rewrite in self._partial(position, price):
                 if rewrite.rest or len(rewrite.merges) > 1 or rewrite.merges[0].source not in sources:
@@ -111,6 +160,9 @@ class Ways:
         for source, form in self._groups.forms(output).items():
             if form.is_weighted and source != as_it_is:
                 yield Rewrite((Merge(source, (Operand(output, 1),), form.window),))
+        for source, way in self._groups.carried(output).items():
+            for geometry, behind in way.choices if way.is_weighted else ():
+                yield Rewrite((Merge(source, (Operand(output, 1),), geometry, way.path, behind),))
 
     def _partial(self, position: int, price: Callable[[int | None], float]) -> Iterator[Rewrite]:
         """Rewrites of a tree of joins that merge some of its operands, beginning with those of each source."""
@@ -156,7 +208,9 @@ class Ways:
         return tuple(merges), tuple(o for index, o in enumerate(operands) if index not in inside)
 
     def _is_inner(self, position: int) -> bool:
-        """Whether a join dissolves in the one that uses it."""
+        """Whether a node is a join that dissolves in the one that uses it."""
+        if position not in self._groups.joins:
+            return False
         output = self._groups.scope.nodes[position].output[0]
         users = self._groups.scope.consumers(output)
         return self._groups.inner_join(output) == position and users[0] in self._groups.joins
@@ -173,15 +227,17 @@ class Ways:
             position = users[0]
 
     def _cost_now(self, position: int) -> float:
-        lifted = self._groups.lifted.get(position)
-        if lifted is None:
-            return cost.pointwise(self._widths.get(position, 1), len(self._groups.joins[position]))
+        groups, channels = self._groups, self._widths.get(position, 1)
+        if position in groups.joins:
+            return cost.pointwise(channels, len(groups.joins[position]))
+        if position in groups.carries:
+            return _carry_cost(groups.carries[position], channels)
+        lifted = groups.lifted[position]
         if not lifted.ops:  # an Identity or Dropout, which runtimes remove
             return 0.0
         geometry = lifted.window
         if lifted.weight_type:
             return self._conv_cost(geometry, cost.slow_alone(geometry) and self._is_alone(position))
-        channels = self._widths.get(position, 1)
         pooled = Window((channels, channels), channels, geometry.axes)
         return cost.conv(pooled) if geometry.taps > 1 else cost.pointwise(channels)
 
@@ -214,16 +270,29 @@ class Ways:
                 widths[number] = widths[number] or width
         return {position: width or 1 for position, width in widths.items()}
 
-    def _needs(
-        self, tensors: Iterator[tuple[str, int]] | Sequence[tuple[str, int]]
-    ) -> tuple[tuple[int, float], ...]:
+    def _needs(self, tensors: Iterable[tuple[str, float]]) -> tuple[tuple[int, float], ...]:
         return tuple(
-            (number, float(ratio))
-            for tensor, ratio in tensors
-            if (number := self._number(tensor)) is not None
+            (number, ratio) for tensor, ratio in tensors if (number := self._number(tensor)) is not None
         )
+
+    def _inputs(self, position: int) -> tuple[str, ...]:
+        """The tensors that a linear node acts on, and those that the nodes which were lifted with it act on."""
+        lifted = self._groups.lifted.get(position)
+        if lifted is None or not lifted.inside:
+            return self._groups.data_inputs(position)
+        scope = self._groups.scope
+        own = [position, *(each for each in lifted.inside if not self._groups.is_linear(each))]
+        inputs = {name for each in own for name in scope.nodes[each].input if name}
+        return tuple(sorted(name for name in inputs if self._number(name) is not None))
 
     def _number(self, tensor: str) -> int | None:
         """The linear node that computes a tensor."""
         producer = self._groups.scope.producer(tensor)
         return producer if producer is not None and self._groups.is_linear(producer) else None
+
+
+def _carry_cost(carry: Carry, channels: int) -> float:
+    """A Reshape moves nothing; others read what they average."""
+    whole = carry.places.keys() == set(range(carry.ranks[0])) == set(carry.places.values())
+    moves = carry.density > 1 or (whole and any(at != to for at, to in carry.places.items()))
+    return cost.pointwise(channels) * (1 + carry.density) / 2 if moves else 0.0

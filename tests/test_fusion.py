@@ -307,7 +307,7 @@ def other(n: Net) -> str:
     Row(
         "subtracted from: z - (a(x) + b(x))",
         lambda n, x: n.node("Sub", other(n), n.add(n.conv(x), n.conv(x, 1))),
-        {"Conv": 1, "Sub": 1},
+        {"Conv": 1, "Add": 1},
     ),
     Row(
         "subtracted from, one by one: z - a(x) - b(x)",
