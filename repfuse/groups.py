@@ -12,55 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from repfuse import window
-from repfuse.carry import CARRIERS, Carry, carry
+from repfuse.carried import CARRIES, Carried
+from repfuse.carry import CARRIERS, Carry
+from repfuse.forms import ITSELF, CarriedForm, Form, kept
 from repfuse.frames import Frames
 from repfuse.idioms import idiom_nodes
 from repfuse.lift import LIFTERS, lift
 from repfuse.lifted import Lifted
 from repfuse.view import Scope
-from repfuse.window import IDENTITY, Layout, Refusal, Window
+from repfuse.window import Layout, Refusal, Window
 
 JOINS = frozenset({"Add", "Sub", "Sum"})
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """What a group becomes one of; there must be one in it."""
-
-_FORMS_KEPT = 8
-"""Forms of one tensor that are carried on, half of them the nearest sources: it bounds the work for each node."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way in which a tensor follows from a source: its window, and whether a weight is on the way."""
-
-    window: Window
-    is_weighted: bool
-
-
-@dataclass(frozen=True)
-class CarriedForm:
-    """One way in which a tensor follows from a source across ops that carry channels (see `repfuse.carry`).
-
-    Attributes:
-        before: The kernel if it acts on the source, and the ops on what it computes; None if that cannot be.
-        behind: The kernel if it acts on what the ops make of the source; None if that cannot be.
-        path: Positions of the ops.
-        is_weighted: As for `Form`.
-        starts_weighted: Whether a weight is before the first of the ops.
-    """
-
-    before: Window | None
-    behind: Window | None
-    path: tuple[int, ...]
-    is_weighted: bool
-    starts_weighted: bool
-
-    @property
-    def choices(self) -> list[tuple[Window, bool]]:
-        """The kernels that may be chosen, with whether each is behind the ops."""
-        both = [(self.before, False), (self.behind, True)]
-        if self.behind and not self.starts_weighted:  # the weight stays on its side
-            both = both[1:]
-        return [(window, behind) for window, behind in both if window]
 
 
 @dataclass(frozen=True)
@@ -75,8 +39,6 @@ _RANK = {Layout.FLAT: 2, Layout.LAST: 1}
 """The least number of axes that a tensor has where it is not known from spatial axes."""
 
 _ON_LAST_AXIS = _RANK.keys()
-
-_ITSELF = Form(IDENTITY, is_weighted=False)
 
 
 class Groups:
@@ -95,11 +57,11 @@ class Groups:
         self.lifted: dict[int, Lifted] = {}
         self.joins: dict[int, tuple[Operand, ...]] = {}
         self.blocked: dict[int, Refusal] = {}
-        self.carries: dict[int, Carry] = {}
         self._forms: dict[str, dict[str, Form]] = {}
         self._frames = Frames(scope)
-        self._carried: dict[str, dict[str, CarriedForm]] = {}
         self._sums: dict[tuple[Window, ...], Window | Refusal] = {}
+        self._carried = Carried(scope)
+        self.carries: Mapping[int, Carry] = self._carried.ops
         if not any(node.op_type in WEIGHTED for node in scope.nodes):
             return
         off_limits = idiom_nodes(scope)
@@ -116,12 +78,12 @@ class Groups:
 
     def forms(self, tensor: str) -> dict[str, Form]:
         """The forms of a tensor by source, the nearest first: before all, itself as the bare source."""
-        return {tensor: _ITSELF, **self._forms.get(tensor, {})}
+        return {tensor: ITSELF, **self._forms.get(tensor, {})}
 
-    def carried(self, tensor: str) -> dict[str, CarriedForm]:
+    def carried(self, tensor: str) -> Mapping[str, CarriedForm]:
         """The ways by source in which what a linear op computes follows across ops that carry channels."""
         position = self.scope.producer(tensor)
-        return self._carried.get(tensor, {}) if position in self.lifted else {}
+        return self._carried.forms(tensor) if position in self.lifted else {}
 
     def is_linear(self, position: int) -> bool:
         """Whether a node is a linear op, a join, or carries channels."""
@@ -176,12 +138,9 @@ class Groups:
                 self._keep(node.output[0], self._forms_of_join(position))
                 return
         framed = self._frames.lift(position, self.lifted, self.blocked)
-        if (
-            not framed
-            and node.op_type in CARRIERS
-            and node.input[0] in self._forms.keys() | self._carried.keys()
-        ):
-            self._visit_carry(position)
+        if not framed and node.op_type in CARRIERS:
+            if self._carried.visit(position, self._forms.get(node.input[0], {})):
+                self.blocked.setdefault(position, CARRIES)
             return
         if not framed and (node.op_type not in LIFTERS or not node.output or self._is_constant(position)):
             return
@@ -193,64 +152,7 @@ class Groups:
             return
         self.lifted[position] = lifted
         self._keep(node.output[0], self._forms_of_linear(position, lifted))
-        across = self._across(lifted)
-        if across:
-            self._carried[node.output[0]] = across
-
-    def _visit_carry(self, position: int) -> None:
-        """Add an op that carries channels to the ways in which what it acts on follows from sources."""
-        node = self.scope.nodes[position]
-        found = carry(node, self.scope)
-        if found is None:
-            return
-        self.carries[position] = found
-        self.blocked.setdefault(
-            position, Refusal("moves or averages elements; branches are not merged across it")
-        )
-        ways = {
-            source: CarriedForm(form.window, form.window, (), form.is_weighted, form.is_weighted)
-            for source, form in self._forms.get(found.source, {}).items()
-        }
-        ways |= {
-            source: way for source, way in self._carried.get(found.source, {}).items() if source not in ways
-        }
-        carried = {}
-        for source, way in list(ways.items())[:_FORMS_KEPT]:
-            behind = way.behind and found.through(way.behind)
-            channels = way.behind.channels if way.behind else None
-            if found.rigid and channels and channels[0] != channels[1]:
-                behind = None
-            carried[source] = CarriedForm(
-                way.before, behind or None, (*way.path, position), way.is_weighted, way.starts_weighted
-            )
-        self._carried[node.output[0]] = carried
-
-    def _across(self, lifted: Lifted) -> dict[str, CarriedForm]:
-        """The forms of a linear op's output across ops that carry channels."""
-        found = {}
-        for source, way in self._carried.get(lifted.source, {}).items():
-            behind = way.behind and window.compose(way.behind, lifted.window)
-            before = way.before and self._before(way.before, lifted.window, way.path)
-            if behind and behind.shifted:  # an Add would have to stand between
-                behind = None
-            if behind or before:
-                weighted = way.is_weighted or bool(lifted.weight_type)
-                found[source] = CarriedForm(
-                    before or None, behind or None, way.path, weighted, way.starts_weighted
-                )
-        return found
-
-    def _before(self, first: Window, second: Window, path: Sequence[int]) -> Window | Refusal:
-        """What follows ops that carry channels, composed with what precedes them."""
-        rigid = any(self.carries[position].rigid for position in path)
-        if rigid and second.channels and second.channels[0] != second.channels[1]:
-            return Refusal("changes the number of channels, which a Reshape before it was told")
-        for position in reversed(path):
-            moved = self.carries[position].back(second)
-            if isinstance(moved, Refusal):
-                return moved
-            second = moved
-        return window.compose(first, second)
+        self._carried.compose(node.output[0], lifted)
 
     def _keeps_shape(self, lifted: Lifted) -> bool:
         """Whether a constant operand is known not to enlarge the tensor that it meets."""
@@ -316,8 +218,5 @@ class Groups:
         return found
 
     def _keep(self, tensor: str, found: Mapping[str, Form]) -> None:
-        forms = list(found.items())
-        if len(forms) > _FORMS_KEPT:
-            forms = forms[: _FORMS_KEPT // 2] + forms[-_FORMS_KEPT // 2 :]
-        if forms:
-            self._forms[tensor] = dict(forms)
+        if found:
+            self._forms[tensor] = kept(found)

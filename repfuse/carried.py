@@ -1,0 +1,92 @@
+"""Finding what follows linearly across ops that carry channels: the search beside `repfuse.groups`.
+
+Branches are not added up across such ops, so this looks at chains only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from repfuse import window
+from repfuse.carry import Carry, carry
+from repfuse.forms import CarriedForm, Form, nearest
+from repfuse.lifted import Lifted
+from repfuse.view import Scope
+from repfuse.window import Refusal, Window
+
+CARRIES = Refusal("moves or averages elements; branches are not merged across it")
+"""Why no branch goes through such an op."""
+
+
+class Carried:
+    """The ops of one graph that carry channels, and what follows across them.
+
+    Attributes:
+        ops: The ops by position.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.ops: dict[int, Carry] = {}
+        self._scope = scope
+        self._forms: dict[str, dict[str, CarriedForm]] = {}
+
+    def forms(self, tensor: str) -> Mapping[str, CarriedForm]:
+        """The ways by source in which a tensor follows across ops that carry channels."""
+        return self._forms.get(tensor, {})
+
+    def visit(self, position: int, forms: Mapping[str, Form]) -> bool:
+        """Add a node to the ways in which what it acts on follows from sources, if it carries channels.
+
+        Args:
+            position: The node's.
+            forms: The forms of what it acts on.
+        """
+        node = self._scope.nodes[position]
+        found = carry(node, self._scope) if forms or node.input[0] in self._forms else None
+        if found is None:
+            return False
+        self.ops[position] = found
+        ways = {
+            source: CarriedForm(form.window, form.window, (), form.is_weighted, form.is_weighted)
+            for source, form in forms.items()
+        }
+        ways |= {source: way for source, way in self.forms(found.source).items() if source not in ways}
+        carried = {}
+        for source, way in nearest(ways).items():
+            behind = way.behind and found.through(way.behind)
+            channels = way.behind.channels if way.behind else None
+            if found.rigid and channels and channels[0] != channels[1]:
+                behind = None
+            carried[source] = CarriedForm(
+                way.before, behind or None, (*way.path, position), way.is_weighted, way.starts_weighted
+            )
+        self._forms[node.output[0]] = carried
+        return True
+
+    def compose(self, output: str, lifted: Lifted) -> None:
+        """Add a linear op to the ways in which what it acts on follows."""
+        found = {}
+        for source, way in self.forms(lifted.source).items():
+            behind = way.behind and window.compose(way.behind, lifted.window)
+            before = way.before and self._before(way.before, lifted.window, way.path)
+            if behind and behind.shifted:  # an Add would have to stand between
+                behind = None
+            if behind or before:
+                weighted = way.is_weighted or bool(lifted.weight_type)
+                found[source] = CarriedForm(
+                    before or None, behind or None, way.path, weighted, way.starts_weighted
+                )
+        if found:
+            self._forms[output] = found
+
+    def _before(self, first: Window, second: Window, path: Sequence[int]) -> Window | Refusal:
+        """What follows ops that carry channels, composed with what precedes them."""
+        rigid = any(self.ops[position].rigid for position in path)
+        if rigid and second.channels and second.channels[0] != second.channels[1]:
+            return Refusal("changes the number of channels, which a Reshape before it was told")
+        for position in reversed(path):
+            moved = self.ops[position].back(second)
+            if isinstance(moved, Refusal):
+                return moved
+            second = moved
+        return window.compose(first, second)
