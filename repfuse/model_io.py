@@ -121,6 +121,7 @@ def _refuse_odd_names(model: onnx.ModelProto, name: str) -> None:
     graph = model.graph
     names: set[str] = set()
     try:
+        names.add(graph.name)
         for node in graph.node:
             names.update((node.name, node.op_type, node.domain))
             names.update(node.input)

@@ -368,3 +368,12 @@ def test_a_link_is_written_through_or_replaced_but_never_broken(tmp_path: Path, 
     model_io.save(model, tmp_path / "link.onnx")
     assert model_io.load(tmp_path / "link.onnx") == model
     assert model_io.load(tmp_path / "real.onnx") == model
+
+
+def test_names_that_are_no_text_are_refused(model: ModelProto, tmp_path: Path) -> None:
+    model.graph.name, model.graph.node[0].name = "the-graph", "the-node"
+    content = model.SerializeToString()
+    for name in (b"the-graph", b"the-node"):
+        path = write(tmp_path / "m.onnx", content.replace(name, b"\xff" * len(name)))
+        with pytest.raises(BadInputError, match="a name in it is not UTF-8"):
+            fuse(path)
