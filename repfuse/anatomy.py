@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import onnx_graphsurgeon as gs
 from onnx import ModelProto
 from rich.text import Text
 from rich.tree import Tree
@@ -19,7 +20,7 @@ from repfuse.fusion import FuseResult, fuse_file
 from repfuse.groups import Groups
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.rewrite import describe
-from repfuse.view import scopes
+from repfuse.view import Scope, scopes
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,25 @@ def tree(path: str | os.PathLike[str], stories: Sequence[Story]) -> Tree:
     return root
 
 
+def graph_of(scope: Scope) -> Sequence[gs.Node]:
+    """A graph's nodes as onnx-graphsurgeon has them, with names and operators only, and tensors between them.
+
+    To be looked at: saving through onnx-graphsurgeon 0.6 drops metadata and encodes tensors anew. And to be used
+    where time does not matter: to make its objects takes longer than all that the pass asks of a graph.
+    """
+    names = {name for node in scope.nodes for name in (*node.input, *node.output)}
+    tensors = {name: gs.Variable(name) for name in names}
+    return [
+        gs.Node(
+            op=node.op_type,
+            name=node.name,
+            inputs=[tensors[name] for name in node.input],
+            outputs=[tensors[name] for name in node.output if name],
+        )
+        for node in scope.nodes
+    ]
+
+
 def _grow(stem: Tree, branch: Branch) -> None:
     node = stem.add(Text(branch.text))
     for part in branch.parts:
@@ -129,6 +149,7 @@ class _Teller:
     def __init__(self, groups: Groups, result: FuseResult, elements: Mapping[str, int]) -> None:
         self._groups = groups
         self._scope = groups.scope
+        self._nodes = graph_of(groups.scope)
         self._result = result
         self._elements = elements
 
@@ -150,9 +171,10 @@ class _Teller:
         """Whether a node belongs to the group of a join that stays: up to where a tensor has several users."""
 
         def inside(position: int) -> bool:
-            outputs = self._scope.nodes[position].output
-            users = sum(len(self._scope.consumers(name)) for name in outputs)
-            return position == root or (users < 2 and not self._scope.kept.intersection(outputs))
+            outputs = self._nodes[position].outputs
+            users = sum(len(tensor.outputs) for tensor in outputs)
+            kept = self._scope.kept.intersection(tensor.name for tensor in outputs)
+            return position == root or (users < 2 and not kept)
 
         return inside
 

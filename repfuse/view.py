@@ -1,8 +1,6 @@
 """A read-only view of each graph in a model: who makes a tensor, who uses it, what is constant.
 
-The view is an onnx-graphsurgeon graph over a skeleton of the model (names and operators, no weights, no
-attributes): a good graph to search, and an unsafe one to save, since onnx-graphsurgeon 0.6 drops metadata and
-re-encodes tensors. So it is only looked at; `repfuse.patch` edits the model itself.
+It is only looked at; `repfuse.patch` edits the model itself.
 
 The main graph, the bodies of If, Loop and Scan, and model-local functions are all graphs: each is a `Scope`.
 """
@@ -14,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
 from repfuse import shapes
@@ -78,23 +75,17 @@ class Scope:
         return frozenset(names)
 
     @cached_property
-    def _tensors(self) -> Mapping[str, gs.Variable]:
-        """The tensors of an onnx-graphsurgeon graph that holds names and operators only."""
-        names = {name for node in self.nodes for name in (*node.input, *node.output)}
-        tensors = {name: gs.Variable(name) for name in names}
-        for position, node in enumerate(self.nodes):
-            inputs, outputs = ([tensors[name] for name in side] for side in (node.input, node.output))
-            gs.Node(op=node.op_type, name=str(position), inputs=inputs, outputs=outputs)
-        tensors.pop("", None)
-        return tensors
-
-    @cached_property
     def _producers(self) -> Mapping[str, int]:
-        return {name: int(tensor.inputs[0].name) for name, tensor in self._tensors.items() if tensor.inputs}
+        return {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
 
     @cached_property
     def _consumers(self) -> Mapping[str, Sequence[int]]:
-        return {name: [int(node.name) for node in tensor.outputs] for name, tensor in self._tensors.items()}
+        found: dict[str, list[int]] = {}
+        for position, node in enumerate(self.nodes):
+            for name in node.input:
+                found.setdefault(name, []).append(position)
+        found.pop("", None)
+        return found
 
 
 def scopes(model: ModelProto) -> list[Scope]:

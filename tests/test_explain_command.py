@@ -6,8 +6,9 @@ import onnx
 import pytest
 from commandline import BLOCKED, PLAIN, enter_folder, model, repfuse
 
-from repfuse import anatomy
-from repfuse.anatomy import Branch
+from repfuse import anatomy, model_io
+from repfuse.anatomy import Branch, graph_of
+from repfuse.view import scopes
 
 MODELS = Path(__file__).parent / "models"
 
@@ -90,3 +91,16 @@ def test_bad_usage(folder: Path, arguments: list[str], words: str) -> None:
     result = repfuse("explain", *arguments)
     assert (result.exit_code, "Traceback" in result.output) == (2, False)
     assert words in result.output
+
+
+@pytest.mark.parametrize("file", ["repvit_m0_9-narrow.ts.onnx", "dbb-narrow.dy.onnx"])
+def test_the_view_and_onnx_graphsurgeon_agree_who_makes_and_uses_a_tensor(file: str) -> None:
+    (scope, *_) = scopes(model_io.read(MODELS / file))
+    nodes = graph_of(scope)
+    positions = {id(node): position for position, node in enumerate(nodes)}
+    tensors = {tensor.name: tensor for node in nodes for tensor in (*node.inputs, *node.outputs)}
+    assert len(tensors) > len(nodes)
+    for name, tensor in tensors.items():
+        makers = [positions[id(node)] for node in tensor.inputs]
+        assert [scope.producer(name)] == (makers or [None])
+        assert list(scope.consumers(name)) == [positions[id(node)] for node in tensor.outputs if name]
