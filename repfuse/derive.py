@@ -140,12 +140,12 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     biased = bool(np.any(exact.bias)) or window.layout is Layout.FLAT
     if not np.all(np.isfinite(outside)):
         return Refusal(f"would overflow {np.dtype(dtype).name}")
-    if not all(np.all(np.isfinite(array)) for array in (exact.weight, exact.bias)):
-        return Refusal("has a weight that is infinite or not a number")
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         weight, bias = (array.astype(dtype) for array in (exact.weight, exact.bias))
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
-        return Refusal(f"would overflow {np.dtype(dtype).name}")
+        if all(np.all(np.isfinite(array)) for array in (exact.weight, exact.bias)):
+            return Refusal(f"would overflow {np.dtype(dtype).name}")
+        return Refusal("has a weight that is infinite or not a number")
     if dtype == np.float16 and _underflows(exact, weight):
         return Refusal(f"would lose precision in {np.dtype(dtype).name}")
     del exact

@@ -132,6 +132,8 @@ def add(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel
 def common_outside(kernels: Sequence[EquivalentKernel]) -> Array | None:
     """The outside value of all kernels that read it; None where they differ by more than float64 rounds."""
     values = [kernel.outside for kernel in kernels if kernel.window.padded]
+    if not any(map(np.any, values)):
+        return np.zeros(1)
     if not all(np.allclose(value, values[0], rtol=2.0**-44, atol=0) for value in values):
         return None
     return max(values, key=np.size, default=np.zeros(1))
@@ -169,11 +171,9 @@ def trimmed(kernel: EquivalentKernel) -> EquivalentKernel:
         return kernel
     axes, kept = [], []
     for number, axis in enumerate(kernel.window.axes):
-        others = tuple(other for other in range(kernel.weight.ndim) if other != number + 2)
-        (used,) = np.nonzero(np.any(kernel.weight != 0, axis=others))
-        first, last = (used[0], used[-1]) if used.size else (0, 0)
-        before = min(int(first), axis.begin // axis.dilation)
-        behind = min(axis.kernel - 1 - int(last), axis.end // axis.dilation)
+        lines = np.moveaxis(kernel.weight, number + 2, 0)
+        before = _zeros(lines[: axis.begin // axis.dilation], axis.kernel - 1)
+        behind = _zeros(lines[::-1][: axis.end // axis.dilation], axis.kernel - 1 - before)
         kept.append(slice(before, axis.kernel - behind))
         extent = axis.kernel - before - behind
         axes.append(
@@ -188,6 +188,13 @@ def trimmed(kernel: EquivalentKernel) -> EquivalentKernel:
         return kernel
     places: Any = (slice(None), slice(None), *kept)
     return replace(kernel, window=replace(kernel.window, axes=tuple(axes)), weight=kernel.weight[places])
+
+
+def _zeros(lines: Array, most: int) -> int:
+    """How many of the first lines hold zeros only; no more than `most` are counted."""
+    # One output's share of a line tells nearly always: strided as it is, the whole one takes long to read.
+    used = (number for number, line in enumerate(lines[:most]) if line[:1].any() or line.any())
+    return next(used, min(len(lines), most))
 
 
 def unplaced(kernel: EquivalentKernel) -> EquivalentKernel:
@@ -256,6 +263,8 @@ def _per_input(vector: Array, kernel: EquivalentKernel) -> Array:
 
 def _sum_of_shifts(shift: Array, kernel: EquivalentKernel) -> Array:
     """What a constant `shift` of each input channel becomes behind `kernel`."""
+    if not np.any(shift):  # most often: to sum a large kernel up takes long
+        return np.zeros(1)
     taps = kernel.weight.reshape(*kernel.weight.shape[:2], -1).sum(-1, dtype=np.float64)
     total: Array = (taps * _per_input(shift, kernel).reshape(taps.shape)).sum(-1)
     return total
