@@ -16,6 +16,7 @@ import secrets
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -150,14 +151,23 @@ def size(tensor: TensorProto) -> int:
     Raises:
         ValueError: They are of no known size.
     """
-    kind = tensor.data_type
-    if any(extent < 0 for extent in tensor.dims):
-        raise ValueError(f"the shape {list(tensor.dims)} has a negative extent")
+    dims = tensor.dims
+    if min(dims, default=0) < 0:
+        raise ValueError(f"the shape {list(dims)} has a negative extent")
+    return -(-math.prod(dims) * _bits(tensor.data_type) // 8)  # rounded up
+
+
+@cache
+def _bits(kind: int) -> int:
+    """How many bits an element of a `TensorProto` type takes.
+
+    Raises:
+        ValueError: It is of no known size.
+    """
     if kind in (TensorProto.STRING, TensorProto.UNDEFINED) or kind not in TensorProto.DataType.values():
         raise ValueError(f"elements of type {kind} have no size")
     name = TensorProto.DataType.Name(kind)
-    bits = _NARROW.get(name) or 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize
-    return -(-math.prod(tensor.dims) * bits // 8)  # rounded up
+    return _NARROW.get(name) or 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def values(tensor: TensorProto) -> NDArray[np.generic]:
