@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -133,6 +135,19 @@ def _is_file(pattern: str) -> bool:
     return pattern.endswith(".toml")
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the collector of cycles, which would look at each object of all modules again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def _fuse_in_place(
     model: ModelProto,
     name: str,
