@@ -6,13 +6,17 @@ import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from repfuse import ratios
-from repfuse.backends import Array, ModelSource, backends_named
+from repfuse import convert, ratios
+from repfuse.backends import Array, backends_named
 from repfuse.errors import BadInputError
 from repfuse.feeds import make_inputs
 from repfuse.inputs import Range
 from repfuse.interleave import Load, interleave
+
+if TYPE_CHECKING:
+    from repfuse.convert import Source
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Benchmark:
 
 
 def benchmark(
-    before: ModelSource,
-    after: ModelSource,
+    before: Source,
+    after: Source,
     *,
     backend: str = "ort",
     threads: int = 1,
@@ -73,8 +77,8 @@ def benchmark(
     """Time two models against each other on one backend.
 
     Args:
-        before: The original, or its path.
-        after: The model that should be faster, or its path.
+        before: The original: its path, or of any kind that `repfuse.fuse` takes.
+        after: The model that should be faster; likewise.
         backend: `ort` or `openvino`.
         threads: Threads for the runtime.
         seed: Chooses the input; it is the same for both.
@@ -92,8 +96,9 @@ def benchmark(
     if backend == "all":
         raise BadInputError("one backend is measured at a time; name it: ort or openvino")
     (runtime,) = backends_named(backend)
+    original, other = convert.proto(before), convert.proto(after)
     (feed,) = make_inputs(
-        before, count=1, seed=seed, shapes=input_shapes, data=input_data, ranges=input_ranges
+        original, count=1, seed=seed, shapes=input_shapes, data=input_data, ranges=input_ranges
     )
 
     def tell(number: int, loads: int) -> None:
@@ -101,7 +106,7 @@ def benchmark(
             on_progress(f"{runtime.title}: measuring latency ({number} of {loads})")
 
     loads = interleave(
-        [lambda: runtime.load(before, threads=threads), lambda: runtime.load(after, threads=threads)],
+        [lambda: runtime.load(original, threads=threads), lambda: runtime.load(other, threads=threads)],
         feed,
         threads=threads,
         seconds=seconds,

@@ -29,11 +29,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
+from repfuse import convert, model_io
 from repfuse.part import Array, Graph, Part, UnrunnableError, wide
 from repfuse.remarks import Edit, label
 from repfuse.view import scopes
 
 if TYPE_CHECKING:
+    from repfuse.convert import Source
     from repfuse.fusion import FuseResult
 
 Sizes = Mapping[str, tuple[int, ...]]
@@ -85,12 +87,12 @@ class BlockCheck:
 
 
 def check_blocks(
-    before: ModelProto, result: FuseResult, *, on_progress: Callable[[str], None] | None = None
+    before: Source, result: FuseResult, *, on_progress: Callable[[str], None] | None = None
 ) -> tuple[BlockCheck, ...]:
     """Run each block that was replaced alone, as it was and as it is.
 
     Args:
-        before: The model as it was given to `repfuse.fuse`, with its weights. It is not changed.
+        before: The model as it was given to `repfuse.fuse`, or its path. It is not changed.
         result: What `fuse` made of it.
         on_progress: Told, in a few words, what happens next.
 
@@ -98,13 +100,15 @@ def check_blocks(
         One check for each edit, in their order.
     """
     say = on_progress or (lambda _: None)
-    old, new = ({scope.label: scope for scope in scopes(model)} for model in (before, result.model))
+    given = convert.proto(before)
+    original = given if isinstance(given, ModelProto) else model_io.load(given)
+    old, new = ({scope.label: scope for scope in scopes(model)} for model in (original, result.model))
     graphs: dict[str, tuple[Graph, Graph]] = {}
     checks = []
     for number, edit in enumerate(result.edits, 1):
         say(f"block {number} of {len(result.edits)}")
         if edit.graph not in graphs:
-            sides = ((before, old[edit.graph]), (result.model, new[edit.graph]))
+            sides = ((original, old[edit.graph]), (result.model, new[edit.graph]))
             graphs[edit.graph] = (Graph(*sides[0]), Graph(*sides[1]))
         checks.append(_checked(edit, *graphs[edit.graph]))
     return tuple(checks)

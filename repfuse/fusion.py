@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from onnx import ModelProto
 
-from repfuse import model_io, storage
+from repfuse import convert, model_io, storage
 from repfuse.choose import Candidate, choose
 from repfuse.errors import BadInputError, RepfuseError
 from repfuse.explain import refusals
@@ -28,6 +29,12 @@ from repfuse.topology import topology
 from repfuse.view import scopes
 from repfuse.ways import Merge
 from repfuse.window import Refusal
+
+if TYPE_CHECKING:
+    from repfuse.convert import Source
+
+M = TypeVar("M")
+
 
 LEFT = Refusal("was left alone, as was asked").reason
 """What the remark says of a group that `fuse` was told to leave."""
@@ -55,9 +62,17 @@ class FuseResult:
         """Whether anything was fused; if not, `model` equals what came in."""
         return bool(self.edits)
 
+    def like(self, model: M) -> M:
+        """The fused model as the kind of model that `model` is, such as `onnx_ir.Model`.
+
+        Raises:
+            BadInputError: It is of no kind that is known.
+        """
+        return convert.like(self.model, model)
+
 
 def fuse(
-    model: ModelProto | str | PathLike[str],
+    model: Source,
     *,
     patterns: Sequence[str] | None = None,
     leave: Iterable[Edit] = (),
@@ -66,7 +81,8 @@ def fuse(
     """Collapse every group of linear branches that is exact and cheaper as one Conv.
 
     Args:
-        model: A model, which is not changed, or the path of one.
+        model: A model, which is not changed, or the path of one: an `onnx.ModelProto`, `onnx_ir.Model`,
+            `onnx_graphsurgeon.Graph` or `torch.onnx.ONNXProgram`.
         patterns: Names of the block families to fuse, or paths of .toml files that describe some (see
             docs/patterns.md); all groups if None.
         leave: Edits of an earlier result that are not to be made this time; every other group is fused as it
@@ -76,14 +92,16 @@ def fuse(
     Raises:
         BadInputError: The model cannot be read or used, or there is no such pattern.
     """
-    if not isinstance(model, ModelProto):
-        result = fuse_file(model, None, patterns=patterns, leave=leave, on_progress=on_progress)
+    given = convert.proto(model)
+    if not isinstance(given, ModelProto):
+        result = fuse_file(given, None, patterns=patterns, leave=leave, on_progress=on_progress)
         storage.fill(result.model)
         return result
     known = _known(patterns)
-    model_io.check(model, "the model")
+    model_io.check(given, "the model")
     left = frozenset(map(_place, leave))
-    return _fuse_in_place(copy.deepcopy(model), "the model", None, known, left, on_progress or _silent)
+    own = copy.deepcopy(given) if given is model else given
+    return _fuse_in_place(own, "the model", None, known, left, on_progress or _silent)
 
 
 def fuse_file(

@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from repfuse import convert
 from repfuse.backends import Array, Backend, BackendError, ModelSource, OnnxRuntime, backends_named
 from repfuse.comparison import OutputCheck, Results, compare, noise_floors
 from repfuse.errors import BadInputError
 from repfuse.feeds import make_inputs
 from repfuse.inputs import Range, resolve_inputs
+
+if TYPE_CHECKING:
+    from repfuse.convert import Source
 
 FEEDS = 3
 """Inputs shown to each model: with three, one odd one does not decide what the movement is."""
@@ -135,8 +140,8 @@ class Verifier:
 
 
 def verify(
-    before: ModelSource,
-    after: ModelSource,
+    before: Source,
+    after: Source,
     *,
     backends: str = "all",
     rtol: float | None = None,
@@ -150,8 +155,8 @@ def verify(
     """Run two models on the same inputs and compare every output on every backend.
 
     Args:
-        before: The original, or its path.
-        after: The model that should compute the same, or its path.
+        before: The original: its path, or of any kind that `repfuse.fuse` takes.
+        after: The model that should compute the same; likewise.
         backends: `ort`, `openvino`, or `all` that are installed.
         rtol: The error to tolerate, as a share of an output's largest value (of its elements, where they are
             no floats). None: ten noise floors, at least 8 eps of the output's type; outputs that are no
@@ -167,7 +172,7 @@ def verify(
         BadInputError: No backend runs the original, or the inputs do not fit it.
     """
     verifier = Verifier(
-        before,
+        convert.proto(before),
         backends=backends,
         rtol=rtol,
         seed=seed,
@@ -177,4 +182,4 @@ def verify(
         input_ranges=input_ranges,
         on_progress=on_progress,
     )
-    return verifier.verify(after)
+    return verifier.verify(convert.proto(after))

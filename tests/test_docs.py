@@ -6,16 +6,16 @@ import ast
 import dataclasses
 import inspect
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import onnx
+import pages
 import pytest
 import weights
 from commandline import repfuse as command_line
+from pages import ROOT, TEXTS
 
 import repfuse
 from repfuse.cli import main
@@ -28,19 +28,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
-TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 README, API = TEXTS["README.md"], TEXTS["docs/api.md"]
 SOURCES = sorted((ROOT / "repfuse").glob("*.py"))
-MODEL = ROOT / "tests" / "models" / "repvgg_a0-narrow.ts.onnx"
+PACKAGES = sorted(path.parent for path in (ROOT / "repfuse").glob("*/__init__.py"))
 
 each_page = pytest.mark.parametrize("page", TEXTS)
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    """The code blocks of a language."""
+    return [block.text for block in pages.blocks(text) if block.language == language]
 
 
 def section(text: str, title: str) -> str:
@@ -64,24 +61,17 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-# Code
-
-
-@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if blocks(text, "python")])
-def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(MODEL, tmp_path / "model.onnx")
-    monkeypatch.chdir(tmp_path)
-    exec("\n".join(blocks(TEXTS[page], "python")), {})  # one after the other, as the page says
-    assert len(onnx.load("fused.onnx").graph.node) < len(onnx.load("model.onnx").graph.node)
-
+# Code (tests/test_docs_run.py runs it)
 
 INDENTED = r"^(?:    [^\n]+\n)+"
 
 
 def commands(text: str) -> Iterator[str]:
     """Each command that a page shows, continued lines joined."""
-    for block in blocks(text, "sh") + re.findall(INDENTED, text, re.M):
-        yield from re.split(r"\n|&&|; ", re.sub(r"\\\n *", " ", block))
+    for block in pages.blocks(text):
+        if block.language == "sh":
+            for line in block.commands:
+                yield from re.split(r"&&|; ", line)
 
 
 def flags_in(text: str) -> set[str]:
@@ -201,7 +191,7 @@ def test_node_counts_of_the_readme(name: str, tmp_path: Path) -> None:
 
 def test_modules_of_the_architecture() -> None:
     listed = [name for row in rows(TEXTS["docs/architecture.md"]) for name in re.findall(r"`(\w+)`", row[0])]
-    assert sorted(listed) == [path.stem for path in SOURCES]
+    assert sorted(listed) == sorted(path.stem for path in [*SOURCES, *PACKAGES])
 
 
 def template(node: ast.expr) -> str:

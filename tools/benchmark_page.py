@@ -54,6 +54,7 @@ def _slug(title: str) -> str:
 def _body(found: dict[str, Any], plots: dict[str, str]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(found["versions"].items()))
     count = found["threads"]
+    yield "*Not run by the tests: needs torch, and takes an hour.*\n"
     yield f"```sh\n{found['command']}\n```\n"
     yield (
         f"{len(found['models'])} models on {_processor()}, {count} thread{'s' * (count > 1)}; {versions}. Python "
