@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx
 from onnx import helper
@@ -36,24 +36,51 @@ def infer(model: onnx.ModelProto, integers: Integers = lambda _: None) -> dict[s
         model: The model.
         integers: Gives the value of a constant that the graph computes, None where there is none.
     """
+    return _known(infer_types(model, integers))
+
+
+def infer_types(model: onnx.ModelProto, integers: Integers = lambda _: None) -> Sequence[onnx.ValueInfoProto]:
+    """The main graph's tensors with their types and shapes, as `infer` finds them."""
     try:
         copy = structure(model, _Simplified(model.graph, integers))
         graph = onnx.shape_inference.infer_shapes(copy, data_prop=not _has_long_vectors(copy)).graph
     except (onnx.shape_inference.InferenceError, ValueError, MemoryError):
-        return {}  # what the model declares contradicts itself: nothing is known for sure
-    return _known(graph)
+        return []  # what the model declares contradicts itself: nothing is known for sure
+    return _entries(graph)
 
 
-def _known(graph: onnx.GraphProto) -> dict[str, Shape]:
-    entries = [*graph.input, *graph.value_info, *graph.output]
+def _entries(graph: onnx.GraphProto) -> Sequence[onnx.ValueInfoProto]:
+    return [*graph.input, *graph.value_info, *graph.output]
+
+
+def _known(entries: Iterable[onnx.ValueInfoProto]) -> dict[str, Shape]:
     return {entry.name: shape for entry in entries if (shape := of_value(entry)) is not None}
+
+
+def fix_inputs(model: onnx.ModelProto, extents: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs other shapes than the model declares (or leaves open).
+
+    Args:
+        model: It is changed; what it says of shapes behind its inputs is removed, since that was found for others.
+        extents: Shapes by the inputs' names.
+    """
+    if not extents:
+        return
+    for value in model.graph.input:
+        if value.name in extents:
+            value.type.tensor_type.ClearField("shape")
+            for extent in extents[value.name]:
+                value.type.tensor_type.shape.dim.add().dim_value = extent
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
 
 
 def _has_long_vectors(model: onnx.ModelProto) -> bool:
     """Whether operators make vectors as long as a number says: propagating data makes a symbol of each element."""
     if not any(node.op_type in _GROWING for node in model.graph.node):
         return False
-    known = _known(onnx.shape_inference.infer_shapes(model).graph)
+    known = _known(_entries(onnx.shape_inference.infer_shapes(model).graph))
     return any(isinstance(shape[0], int) and shape[0] > _LONG for shape in known.values() if len(shape) == 1)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from repfuse import model_io, shapes
 from repfuse.view import subgraphs
@@ -52,14 +52,7 @@ def measure_file(path: Path, *, input_shapes: Mapping[str, Sequence[int]] | None
             those that the model declares (or leaves open).
     """
     model = model_io.structure(path)
-    for value in model.graph.input:
-        if input_shapes and value.name in input_shapes:
-            _set_shape(value, input_shapes[value.name])
-    if input_shapes:
-        # What the exporter inferred for other extents would stand against what is inferred for these.
-        del model.graph.value_info[:]
-        for value in model.graph.output:
-            value.type.tensor_type.ClearField("shape")
+    shapes.fix_inputs(model, input_shapes or {})
     return measure(model, size=path.stat().st_size)
 
 
@@ -114,13 +107,6 @@ def _constants(node: NodeProto) -> Iterator[TensorProto]:
 
 def _external_bytes(tensor: TensorProto) -> int:
     return sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
-
-
-def _set_shape(value: ValueInfoProto, extents: Sequence[int]) -> None:
-    tensor = value.type.tensor_type
-    tensor.ClearField("shape")
-    for extent in extents:
-        tensor.shape.dim.add().dim_value = extent
 
 
 def _macs(model: ModelProto) -> int | None:
