@@ -24,18 +24,44 @@ from repfuse.view import Scope, scopes
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A way to a tensor: its ops in words, from the source on, or a join and the branches that it adds.
+class Op:
+    """A node in words.
 
     Attributes:
-        text: Such as `'x' -> Conv '/conv1' 3x3 64->64 -> BatchNormalization '/bn'`.
+        kind: Its operator.
+        label: Its operator and name, such as `Conv '/conv1'`.
+        words: Its geometry if it has one, such as `3x3 64->64`, or in brackets why it is not linear; may be empty.
+    """
+
+    kind: str
+    label: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.words}".rstrip()
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A way to a tensor, op by op; or a join, the branches that it adds, and what comes behind it.
+
+    Attributes:
+        source: The tensor that it begins at; empty if branches meet there.
+        ops: From the source on; the first one is the join, if there are parts.
         parts: The branches that meet at its beginning; none if it begins at a tensor.
         nodes: Names of all nodes on it.
     """
 
-    text: str
+    source: str
+    ops: tuple[Op, ...]
     parts: tuple[Branch, ...]
     nodes: frozenset[str]
+
+    @property
+    def text(self) -> str:
+        """Such as `'x' -> Conv '/conv1' 3x3 64->64 -> BatchNormalization '/bn'`."""
+        start = [f"'{self.source}'"] if self.source else []
+        return " -> ".join([*start, *map(str, self.ops)])
 
 
 @dataclass(frozen=True)
@@ -64,13 +90,33 @@ def explain(
     Raises:
         BadInputError: As for `repfuse.fuse`.
     """
-    result = fuse_file(path, None, patterns=patterns, on_progress=on_progress)
+    return stories(path, fuse_file(path, None, patterns=patterns, on_progress=on_progress))
+
+
+def stories(path: str | os.PathLike[str], result: FuseResult) -> list[Story]:
+    """The same of a model that was fused already.
+
+    Args:
+        path: The original.
+        result: What fusing gave; of the weights of its model, dims are enough.
+    """
     elements = _elements_of_weights(result.model)
     return [
         story
         for scope in scopes(model_io.read(path))
         for story in _Teller(Groups(scope), result, elements).stories()
     ]
+
+
+def replacements(model: ModelProto, edits: Sequence[Edit]) -> list[Branch]:
+    """What took the place of each group, op by op; nodes between the new ones and their sources stay outside.
+
+    Args:
+        model: The fused model; of its weights, dims are enough.
+        edits: What was changed in it.
+    """
+    known = {scope.label: Walker(Groups(scope)) for scope in scopes(model)}
+    return [known[edit.graph].new(edit) for edit in edits]
 
 
 def about(stories: Sequence[Story], name: str, path: str | os.PathLike[str]) -> list[Story]:
@@ -143,6 +189,50 @@ def _grow(stem: Tree, branch: Branch) -> None:
         _grow(node, part)
 
 
+class Walker:
+    """Walks through one graph, from a tensor back to where it comes from."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self._scope = groups.scope
+
+    def new(self, edit: Edit) -> Branch:
+        """What an edit added to this graph."""
+        added = frozenset(edit.added)
+        return self.branch(edit.output, lambda position: self._scope.name(position) in added)
+
+    def branch(self, tensor: str, inside: Callable[[int], bool]) -> Branch:
+        """What computes a tensor, back to the first node that is not `inside`, or is not linear."""
+        ops: list[Op] = []
+        names: set[str] = set()
+        parts: tuple[Branch, ...] = ()
+        while (position := self._scope.producer(tensor)) is not None and inside(position):
+            node = self._scope.nodes[position]
+            names.add(node.name or node.output[0])
+            ops.insert(0, self._op(position))
+            inputs = self._groups.data_inputs(position)
+            if len(inputs) > 1:
+                parts = tuple(self.branch(name, inside) for name in inputs)
+                break
+            if not inputs:  # not linear: here the group ends
+                tensor = next(iter(node.input), "")
+                break
+            (tensor,) = inputs
+        nodes = frozenset(names).union(*(part.nodes for part in parts))
+        return Branch("" if parts else tensor, tuple(ops), parts, nodes)
+
+    def _op(self, position: int) -> Op:
+        kind, name = self._scope.nodes[position].op_type, self._scope.name(position)
+        lifted = self._groups.lifted.get(position)
+        if lifted is None:
+            if position in self._groups.joins:
+                return Op(kind, name, "")
+            blocked = self._groups.blocked.get(position)
+            return Op(kind, name, f"({blocked.reason if blocked is not None else 'is not linear'})")
+        shown = bool(lifted.weight_type) or lifted.window.taps > 1
+        return Op(kind, name, describe(lifted.window) if shown else "")
+
+
 class _Teller:
     """Tells the stories of one graph."""
 
@@ -150,6 +240,7 @@ class _Teller:
         self._groups = groups
         self._scope = groups.scope
         self._nodes = graph_of(groups.scope)
+        self._branch = Walker(groups).branch
         self._result = result
         self._elements = elements
 
@@ -177,40 +268,6 @@ class _Teller:
             return position == root or (users < 2 and not kept)
 
         return inside
-
-    def _branch(self, tensor: str, inside: Callable[[int], bool]) -> Branch:
-        """What computes a tensor, back to the first node that is not `inside`, or is not linear."""
-        ops: list[str] = []
-        names: set[str] = set()
-        parts: tuple[Branch, ...] = ()
-        while (position := self._scope.producer(tensor)) is not None and inside(position):
-            node = self._scope.nodes[position]
-            names.add(node.name or node.output[0])
-            ops.insert(0, self._described(position))
-            inputs = self._groups.data_inputs(position)
-            if len(inputs) > 1:
-                parts = tuple(self._branch(name, inside) for name in inputs)
-                break
-            if not inputs:  # not linear: here the group ends
-                tensor = next(iter(node.input), "")
-                break
-            (tensor,) = inputs
-        start = [] if parts or not tensor else [f"'{tensor}'"]
-        nodes = frozenset(names).union(*(part.nodes for part in parts))
-        return Branch(" -> ".join([*start, *ops]), parts, nodes)
-
-    def _described(self, position: int) -> str:
-        """An op in words: its geometry if it has one, or why it is not linear."""
-        name = self._scope.name(position)
-        lifted = self._groups.lifted.get(position)
-        if lifted is None:
-            if position in self._groups.joins:
-                return name
-            blocked = self._groups.blocked.get(position)
-            return f"{name} ({blocked.reason if blocked is not None else 'is not linear'})"
-        if lifted.weight_type or lifted.window.taps > 1:
-            return f"{name} {describe(lifted.window)}"
-        return name
 
     def _cost(self, gone: set[int], edit: Edit) -> str:
         """The multiply-adds of its Convs before and after."""
