@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from repfuse import __version__
-from repfuse.commands import Command, Commands, first_word
+from repfuse.commands import Command, Commands, first_word, typed
 from repfuse.flags import (
     BACKEND,
     CHECKING,
@@ -46,6 +46,7 @@ Examples:
   repfuse model.onnx fused.onnx --input-shape images:1,3,640,640 --backend ort
   repfuse model.onnx fused.onnx --pattern repvgg --pattern my_block.toml
   repfuse model.onnx fused.onnx -q --json report.json
+  repfuse model.onnx fused.onnx --report report.html
 
 Exit codes:
   0    done; also where there was nothing to fuse (OUT.onnx is a copy then)
@@ -80,10 +81,17 @@ Exit codes:
 @WEIGHTS
 @writing("--dry-run", is_flag=True, help="Do everything but write; OUT.onnx may be left out.")
 @writing("--json", type=FILE, metavar="FILE", help="Write the report as JSON, too.")
+@writing(
+    "--report",
+    type=FILE,
+    metavar="FILE",
+    help="Write it as an HTML page, too, with plots and drawings.",
+)
 @writing("-q", "--quiet", is_flag=True, help="Print errors only.")
 @VERBOSE
 @click.version_option(__version__, message="%(prog)s %(version)s")
-def fuse(list_patterns: bool, **flags: Any) -> None:
+@click.pass_context
+def fuse(ctx: click.Context, /, list_patterns: bool, **flags: Any) -> None:
     """Fuse one model: `repfuse IN.onnx OUT.onnx`."""
     from repfuse import pipeline  # noqa: PLC0415
 
@@ -94,7 +102,7 @@ def fuse(list_patterns: bool, **flags: Any) -> None:
         raise click.UsageError("name the model to read (IN.onnx)")
     if not flags["target"] and not flags["dry_run"]:
         raise click.UsageError("name the file to write (OUT.onnx), or give --dry-run")
-    pipeline.run(pipeline.Options(**flags))
+    pipeline.run(pipeline.Options(command=typed(ctx), **flags))
 
 
 BENCH_HELP = """

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 verification failed, 2 bad usage or input, 70 an error in 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import sys
 import traceback
@@ -24,6 +25,9 @@ INTERNAL_ERROR = 70
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
+_TYPED = "repfuse.typed"
+"""Where a call's words are kept."""
+
 
 class Commands(click.Group):
     """A group of commands of which one may go unnamed: `repfuse in out` is `repfuse fuse in out`."""
@@ -34,6 +38,7 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Name the default command where the first word names none."""
+        ctx.meta[_TYPED] = tuple(args)
         named = bool(args) and args[0] in self.commands
         return super().parse_args(ctx, args if named else [self.default, *args])
 
@@ -103,6 +108,11 @@ class Command(click.Command):
                 traceback.print_exc()
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             _end(ctx, f"{reason} (a bug in repfuse; please report it, with what -v shows)", INTERNAL_ERROR)
+
+
+def typed(ctx: click.Context) -> str:
+    """The command line, as a shell would take it."""
+    return shlex.join([ctx.find_root().command_path, *ctx.meta[_TYPED]])
 
 
 def first_word(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:

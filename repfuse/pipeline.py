@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from repfuse import __version__, model_io, report
@@ -16,6 +18,7 @@ from repfuse.backends import Array, BackendError, backends_named
 from repfuse.bench import benchmark
 from repfuse.blockcheck import check_blocks
 from repfuse.culprit import BadBlock, first_culprit
+from repfuse.details import Details
 from repfuse.errors import BadInputError, VerificationError
 from repfuse.fusion import FuseResult
 from repfuse.fusion import fuse_file as fuse
@@ -50,7 +53,9 @@ class Options:
         seed: Of random inputs.
         external_data: Whether large tensors are written into OUT.onnx.data; None if they do not fit elsewhere.
         dry_run: Write nothing.
-        json: Where to write the report.
+        json: Where to write the report as JSON.
+        report: Where to write it as an HTML page.
+        command: The command line, which the page shows.
         quiet: Print errors only.
         verbose: Print every remark.
     """
@@ -71,6 +76,8 @@ class Options:
     external_data: bool | None = None
     dry_run: bool = False
     json: Path | None = None
+    report: Path | None = None
+    command: str = ""
     quiet: bool = False
     verbose: bool = False
 
@@ -89,32 +96,52 @@ def run(options: Options) -> None:
 
     Raises:
         BadInputError: Something that the user handed over cannot be used; nothing was written.
-        VerificationError: The fused model does not match; nothing but the JSON report was written.
+        VerificationError: The fused model does not match; nothing but reports were written.
     """
     _check_files(options)
+    page = _page() if options.report else None
     found = Report(options.source, options.target)
+    details = Details() if options.report else None
     failure = None
     try:
-        _Job(options, found, Voice(quiet=options.quiet)).run()
+        _Job(options, found, details, Voice(quiet=options.quiet)).run()
     except VerificationError as error:
         failure = error
     if options.json:
         with staged(options.json) as temporary:
             text = json.dumps(report.as_dict(found, __version__), indent=2, allow_nan=False)
             temporary.write_text(f"{text}\n", "utf-8")
+    if options.report and details and page:
+        for path in (
+            (options.source, options.target) if found.written and options.target else (options.source,)
+        ):
+            details.hash(path)
+        text = page.page(found, details, command=options.command, failure=str(failure or ""))
+        with staged(options.report) as temporary:
+            temporary.write_text(text, "utf-8")
     if failure:
         raise failure
 
 
 def _check_files(options: Options) -> None:
     """Find out before the work begins that a file cannot be written, or would overwrite another."""
-    if options.json and not options.json.absolute().parent.is_dir():
-        raise BadInputError(f"{options.json}: there is no folder '{options.json.parent}'; make it first")
-    files = {"IN.onnx": options.source, "OUT.onnx": options.target, "the JSON report": options.json}
+    reports = {"the JSON report": options.json, "the HTML report": options.report}
+    for path in filter(None, reports.values()):
+        if not path.absolute().parent.is_dir():
+            raise BadInputError(f"{path}: there is no folder '{path.parent}'; make it first")
+    files = {"IN.onnx": options.source, "OUT.onnx": options.target, **reports}
     named = [(title, file) for title, file in files.items() if file]
     for (title, file), (other_title, other) in itertools.combinations(named, 2):
         if file.resolve() == other.resolve() or (file.exists() and other.exists() and file.samefile(other)):
             raise BadInputError(f"{other}: {other_title} would overwrite {title}; give it another name")
+
+
+def _page() -> ModuleType:
+    """The module that makes the page, which needs packages of an extra."""
+    try:
+        return importlib.import_module("repfuse.page")
+    except ModuleNotFoundError as error:
+        raise BadInputError(f"--report: needs {error.name}; pip install 'repfuse[report]'") from error
 
 
 class _MismatchError(Exception):
@@ -128,16 +155,17 @@ class _MismatchError(Exception):
 class _Job:
     """One run; `found` is filled in step by step."""
 
-    def __init__(self, options: Options, found: Report, voice: Voice) -> None:
+    def __init__(self, options: Options, found: Report, details: Details | None, voice: Voice) -> None:
         self._options = options
         self._found = found
+        self._details = details
         self._voice = voice
         self._feeding = _Feeding.of(options)
         self._left: list[Edit] = []
         self._verifier: Verifier | None = None
 
     def run(self) -> None:
-        """Do all but the JSON report."""
+        """Do all but the reports."""
         options, found = self._options, self._found
         if self._feeding.given:  # a mistake in them is told before the work begins
             resolve_inputs(options.source, **self._feeding.resolving)
@@ -225,6 +253,10 @@ class _Job:
             measure_file(path, input_shapes=shapes) for path in (options.source, fused)
         )
         self._voice.say("", report.sizes(found.before, found.after))
+        if self._details:
+            with self._voice.doing("Looking at groups"):
+                result = FuseResult(model_io.read(fused), tuple(found.edits), tuple(found.remarks))
+                self._details.gather(options.source, fused, result, shapes)
 
     def _verified(self, fused: Path) -> bool:
         """Compare the outputs of the whole model, and tell."""

@@ -102,16 +102,24 @@ def groups(edits: Sequence[Edit], remarks: Sequence[Remark], *, verbose: bool) -
 def sizes(before: Stats, after: Stats) -> RenderableType:
     """A table of what the model consists of, before and after."""
     table = figure_table("Size", "before", "after", "change")
-    rows: list[tuple[str, int | None, int | None, Callable[[int], str]]] = [
+    for row in size_rows(before, after):
+        table.add_row(*row)
+    return table
+
+
+def size_rows(before: Stats, after: Stats) -> list[Sequence[str]]:
+    """What it shows: title, before, after, change."""
+    counts: list[tuple[str, int | None, int | None, Callable[[int], str]]] = [
         ("nodes", before.nodes, after.nodes, str),
         ("parameters", before.parameters, after.parameters, si),
         ("multiply-adds", before.macs, after.macs, si),
         ("file", before.bytes, after.bytes, partial(si, unit="B")),
     ]
-    for title, old, new, shown in rows:
+    rows: list[Sequence[str]] = []
+    for title, old, new, shown in counts:
         figures = ("unknown" if count is None else shown(count) for count in (old, new))
-        table.add_row(title, *figures, changed_by(old, new) if old and new is not None else "")
-    return table
+        rows.append((title, *figures, changed_by(old, new) if old and new is not None else ""))
+    return rows
 
 
 def errors(verification: Verification) -> RenderableType:
@@ -126,12 +134,16 @@ def errors(verification: Verification) -> RenderableType:
             table.add_row(*_error_row(check))
         if len(checks) > len(worst):
             table.add_row(f"  and {len(checks) - len(worst)} more, none worse")
-    warnings = [check.message for check in verification.checks if check.passed and check.message]
-    warnings += [
+    return Group(table, Text(caption, "dim"), *map(note, warnings(verification)))
+
+
+def warnings(verification: Verification) -> list[str]:
+    """What to heed where outputs match, in sentences."""
+    found = [check.message for check in verification.checks if check.passed and check.message]
+    return found + [
         f"{note.backend} cannot run the original, so it was skipped: {note.reason}"
         for note in verification.skipped
     ]
-    return Group(table, Text(caption, "dim"), *map(note, warnings))
 
 
 def latency(benchmarks: Sequence[Benchmark]) -> RenderableType:
@@ -158,16 +170,21 @@ def note(text: str) -> RenderableType:
 
 def blocks(checks: Sequence[BlockCheck]) -> RenderableType:
     """How the rewritten blocks compare with the original ones, each run by itself, and which is the worst."""
+    return Group(*map(Text, block_lines(checks)))
+
+
+def block_lines(checks: Sequence[BlockCheck]) -> list[str]:
+    """The same, a line each."""
     run = [check for check in checks if not check.skipped]
     lines = []
     if run:
         worst = max(run, key=lambda check: check.error_ulp)
         text = f"{counted(len(run), 'block')} run alone in float64, before and after: weights off by"
-        lines.append(Text(f"{text} {worst.error_ulp:.2f} ulp at most (rounding allows {ALLOWED})"))
-        lines += [Text(f"  worst in '{worst.edit.output}'")] if len(run) > 1 else []
+        lines.append(f"{text} {worst.error_ulp:.2f} ulp at most (rounding allows {ALLOWED})")
+        lines += [f"  worst in '{worst.edit.output}'"] if len(run) > 1 else []
     for reason, count in Counter(check.skipped for check in checks if check.skipped).items():
-        lines.append(Text(f"{counted(count, 'block')} not run alone: {reason}"))
-    return Group(*lines)
+        lines.append(f"{counted(count, 'block')} not run alone: {reason}")
+    return lines
 
 
 def off_by(check: BlockCheck) -> str:
@@ -262,13 +279,18 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
 
 def _few_of_each_kind(remarks: Sequence[Remark], limit: int) -> Iterator[Row]:
     """Remarks, but of those that say the same of different nodes the first ones and the number of the others."""
+    for some in alike(remarks):
+        yield from map(_row, some[:limit])
+        if len(some) > limit:
+            yield "", f"and {len(some) - limit} more alike (-v lists all)"
+
+
+def alike(remarks: Sequence[Remark]) -> list[list[Remark]]:
+    """Remarks that say the same of different nodes, together."""
     kinds: dict[str, list[Remark]] = {}
     for remark in remarks:
         kinds.setdefault(re.sub(r"'[^']*'|\d+", "_", remark.message), []).append(remark)
-    for alike in kinds.values():
-        yield from map(_row, alike[:limit])
-        if len(alike) > limit:
-            yield "", f"and {len(alike) - limit} more alike (-v lists all)"
+    return list(kinds.values())
 
 
 def _row(remark: Remark) -> Row:
