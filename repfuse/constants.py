@@ -3,7 +3,7 @@
 Values are read when they are asked for, one tensor at a time. Expressions (weights that the graph computes
 from constants, as onnxoptimizer and OREPA leave them) are evaluated with ONNX's own reference implementation;
 those of what `repfuse.moves` knows with that, since exporters write thousands. The Shape of a tensor is constant
-where its extents are static.
+where its extents are static; CastLike needs no more of its second operand than its type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_constant_of_shape import ConstantOfShape
@@ -77,12 +77,13 @@ class Constants:
     def __init__(
         self,
         nodes: Sequence[onnx.NodeProto],
-        initializers: Mapping[str, onnx.TensorProto],
+        initializers: Mapping[str, TensorProto],
         *,
         opset_imports: Sequence[onnx.OperatorSetIdProto],
         variables: frozenset[str] = frozenset(),
         around: Constants | None = None,
         shape_of: Callable[[str], Shape | None] = lambda _: None,
+        type_of: Callable[[str], int] = lambda _: TensorProto.UNDEFINED,
     ) -> None:
         """Look at a graph.
 
@@ -93,13 +94,16 @@ class Constants:
             variables: Its inputs: an initializer of such a name may be overridden, so it is no constant.
             around: The constants of the enclosing graph.
             shape_of: Gives a tensor's shape, None where it is unknown.
+            type_of: Gives a tensor's `TensorProto` type, 0 where it is unknown.
         """
         self._initializers = initializers
         self._producers = {name: (i, node) for i, node in enumerate(nodes) for name in node.output if name}
+        self._casts: dict[str, onnx.NodeProto] = {}
         self._imports = [entry for entry in opset_imports if entry.domain in ("", "ai.onnx")]
         self._variables = variables
         self._around = around
         self._shape_of = shape_of
+        self._type_of = type_of
         self._found: dict[str, Constant | None] = {}
         self._foldable: dict[str, bool] = {}
         self._values: dict[str, NDArray[Any]] = {}
@@ -143,7 +147,12 @@ class Constants:
         return _is(node, "Shape") and self._extents(node) is not None
 
     def _producer(self, name: str) -> onnx.NodeProto | None:
-        return self._producers[name][1] if name in self._producers else None
+        node = self._producers[name][1] if name in self._producers else None
+        if node is None or not _is(node, "CastLike"):
+            return node
+        if name not in self._casts:
+            self._casts[name] = as_cast(node, self._type_of(node.input[1]))
+        return self._casts[name]
 
     def follows(self, name: str) -> bool:
         """Whether a tensor follows from constants alone; it is not evaluated. A loop: expressions may be deep."""
@@ -284,6 +293,15 @@ _LIMITED = [
 """Operators whose outputs are as large as numbers in a file say."""
 
 
+def as_cast(node: onnx.NodeProto, data_type: int) -> onnx.NodeProto:
+    """The Cast that a CastLike is, where the type that it asks another tensor for is known; else the node."""
+    if not data_type:
+        return node
+    cast = helper.make_node("Cast", node.input[:1], node.output, node.name, to=data_type)
+    cast.attribute.extend(node.attribute)
+    return cast
+
+
 def _is(node: onnx.NodeProto, op_type: str) -> bool:
     return node.op_type == op_type and node.domain in ("", "ai.onnx")
 
@@ -297,7 +315,7 @@ def _deterministic(node: onnx.NodeProto) -> bool:
     )
 
 
-def _of_tensor(tensor: onnx.TensorProto) -> Constant:
+def _of_tensor(tensor: TensorProto) -> Constant:
     return Constant(tuple(tensor.dims), tensor.data_type, lambda: storage.values(tensor))
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from onnx import ModelProto, NodeProto
 
 from repfuse import cost, shapes
-from repfuse.view import subgraphs
+from repfuse.view import Inferred, subgraphs
 
 Extents = tuple[int, ...]
 
@@ -59,9 +59,8 @@ def work(model: ModelProto) -> Work | None:
     inner = (node for outer in model.graph.node for _, graph in subgraphs(outer) for node in graph.node)
     if any(node.op_type in _WEIGHTED for node in inner) or model.functions:
         return None
-    known: dict[str, shapes.Shape] = shapes.infer(model)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    known |= weights
+    known: dict[str, shapes.Shape] = {**Inferred(model).facts.shapes, **weights}
     fused = apart = 0.0
     for node in model.graph.node:
         if node.op_type in _FREE:

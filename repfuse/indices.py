@@ -37,8 +37,8 @@ def index_limits(model: ModelProto) -> dict[str, int]:
     for node in _nodes(bare.graph):
         for position, name in enumerate(node.input):
             users.setdefault(name, []).append((node, position))
-    extents = shapes.infer(bare)
-    extents.update({tensor.name: tuple(tensor.dims) for tensor in bare.graph.initializer})
+    weights: dict[str, shapes.Shape] = {t.name: tuple(t.dims) for t in bare.graph.initializer}
+    extents = {**shapes.infer(bare).shapes, **weights}
     limits = {entry.name: list(_limits(entry.name, users, extents)) for entry in inputs}
     return {name: min(found) for name, found in limits.items() if found}
 

@@ -19,6 +19,7 @@ from onnx.reference.ops.op_average_pool import AveragePool_19
 from onnx.reference.ops.op_conv import Conv as ReferenceConv
 
 from repfuse import storage
+from repfuse.constants import as_cast
 from repfuse.moves import data_slots
 from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
 
@@ -44,7 +45,7 @@ class Graph:
             model.opset_import if proto is model.graph else proto.opset_import
         )
         self.shape_of = scope.shape_of
-        self.nodes = [node for each in lineage for node in each.nodes]
+        self.nodes = [_typed(node, each) for each in lineage for node in each.nodes]
         self._producers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         self._initializers: dict[str, TensorProto] = {
             tensor.name: tensor for each in lineage for tensor in getattr(each.proto, "initializer", ())
@@ -117,6 +118,13 @@ class Graph:
         bounds = {attribute.name: attribute.i for attribute in node.attribute}
         whole: Array = np.array([1, *shape[1:]], np.int64)
         return whole[bounds.get("start", 0) : bounds.get("end")]
+
+
+def _typed(node: NodeProto, scope: Scope) -> NodeProto:
+    """A CastLike as the Cast that it is: of its second operand only the type is needed."""
+    if node.op_type != "CastLike" or node.domain not in ("", "ai.onnx"):
+        return node
+    return as_cast(node, scope.type_of(node.input[1]))
 
 
 def _value_of(node: NodeProto) -> TensorProto | None:

@@ -1,9 +1,10 @@
-"""The shapes of a model's tensors, inferred on a copy of its structure that holds no weights."""
+"""The shapes and types of a model's tensors, inferred on a copy of its structure that holds no weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
 from onnx import helper
@@ -29,14 +30,52 @@ _LONG = 2**20
 """Elements."""
 
 
-def infer(model: onnx.ModelProto, integers: Integers = lambda _: None) -> dict[str, Shape]:
-    """Shapes of the main graph's tensors by name, where ONNX's shape inference finds them.
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a graph's tensors without running it, by their names.
+
+    Attributes:
+        shapes: Of those whose rank is known.
+        types: `TensorProto` types.
+    """
+
+    shapes: Mapping[str, Shape]
+    types: Mapping[str, int]
+
+    def shape_of(self, tensor: str) -> Shape | None:
+        """A tensor's shape, None where it is unknown."""
+        return self.shapes.get(tensor)
+
+    def type_of(self, tensor: str) -> int:
+        """A tensor's `TensorProto` type, 0 where it is unknown."""
+        return self.types.get(tensor, onnx.TensorProto.UNDEFINED)
+
+    @staticmethod
+    def of(entries: Iterable[onnx.ValueInfoProto], constants: Iterable[onnx.TensorProto]) -> Facts:
+        """What entries say, and of constants the types."""
+        entries = list(entries)
+        found = {entry.name: shape for entry in entries if (shape := of_value(entry)) is not None}
+        types = {tensor.name: tensor.data_type for tensor in constants}
+        return Facts(found, types | {entry.name: entry.type.tensor_type.elem_type for entry in entries})
+
+
+def declared(graph: onnx.GraphProto) -> Facts:
+    """What a graph says of its tensors by itself."""
+    return Facts.of(_entries(graph), graph.initializer)
+
+
+NOTHING = Facts({}, {})
+"""What is known of a graph that nobody has looked at."""
+
+
+def infer(model: onnx.ModelProto, integers: Integers = lambda _: None) -> Facts:
+    """What ONNX's shape inference finds of the main graph's tensors.
 
     Args:
         model: The model.
         integers: Gives the value of a constant that the graph computes, None where there is none.
     """
-    return _known(infer_types(model, integers))
+    return Facts.of(infer_types(model, integers), model.graph.initializer)
 
 
 def infer_types(model: onnx.ModelProto, integers: Integers = lambda _: None) -> Sequence[onnx.ValueInfoProto]:
@@ -51,10 +90,6 @@ def infer_types(model: onnx.ModelProto, integers: Integers = lambda _: None) -> 
 
 def _entries(graph: onnx.GraphProto) -> Sequence[onnx.ValueInfoProto]:
     return [*graph.input, *graph.value_info, *graph.output]
-
-
-def _known(entries: Iterable[onnx.ValueInfoProto]) -> dict[str, Shape]:
-    return {entry.name: shape for entry in entries if (shape := of_value(entry)) is not None}
 
 
 def fix_inputs(model: onnx.ModelProto, extents: Mapping[str, Sequence[int]]) -> None:
@@ -80,8 +115,10 @@ def _has_long_vectors(model: onnx.ModelProto) -> bool:
     """Whether operators make vectors as long as a number says: propagating data makes a symbol of each element."""
     if not any(node.op_type in _GROWING for node in model.graph.node):
         return False
-    known = _known(_entries(onnx.shape_inference.infer_shapes(model).graph))
-    return any(isinstance(shape[0], int) and shape[0] > _LONG for shape in known.values() if len(shape) == 1)
+    known = declared(onnx.shape_inference.infer_shapes(model).graph)
+    return any(
+        isinstance(shape[0], int) and shape[0] > _LONG for shape in known.shapes.values() if len(shape) == 1
+    )
 
 
 def of_value(entry: onnx.ValueInfoProto) -> Shape | None:

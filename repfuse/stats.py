@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from repfuse import model_io, shapes
-from repfuse.view import subgraphs
+from repfuse.view import Inferred, subgraphs
 
 FLOATS = frozenset(
     value
@@ -111,14 +110,8 @@ def _external_bytes(tensor: TensorProto) -> int:
 
 def _macs(model: ModelProto) -> int | None:
     """Multiply-adds of the main graph; None where a shape that they depend on is not known."""
-    try:
-        known = shapes.infer(model)
-    except (
-        onnx.shape_inference.InferenceError,
-        RuntimeError,
-    ):  # The model is odd, which is for a backend to say.
-        return None
-    known |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    known: dict[str, shapes.Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    known = {**Inferred(model).facts.shapes, **known}
     total = 0
     for node in model.graph.node:
         if count := _counter(node):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
@@ -35,6 +36,7 @@ class Scope:
         kept: Tensors that must stay: the graph's outputs, what subgraphs capture and what training uses.
         around: The enclosing graph's scope, None at the top.
         shape_of: Gives a tensor's shape, None where it is unknown.
+        type_of: Gives a tensor's `TensorProto` type, 0 where it is unknown.
         trained: Tensors to which the model's training information refers.
     """
 
@@ -46,6 +48,7 @@ class Scope:
     kept: frozenset[str]
     around: Scope | None
     shape_of: Callable[[str], shapes.Shape | None]
+    type_of: Callable[[str], int]
     trained: frozenset[str] = frozenset()
 
     def producer(self, tensor: str) -> int | None:
@@ -90,8 +93,7 @@ class Scope:
 
 def scopes(model: ModelProto) -> list[Scope]:
     """Every graph of a model: the main graph first, then what is inside it, then its functions."""
-    shape_of = _Inferred(model)
-    main = _graph_scope(model, model.graph, "", None, model.opset_import, shape_of)
+    main = _graph_scope(model, model.graph, "", None, model.opset_import, Inferred(model))
     trained = frozenset(_trained(model))
     main = replace(main, kept=main.kept | trained, trained=trained)
     found = [main, *_inside(model, main)]
@@ -101,19 +103,33 @@ def scopes(model: ModelProto) -> list[Scope]:
     return found
 
 
-class _Inferred:
-    """Shapes of the main graph's tensors, inferred when the first one is asked for."""
+class _Known(Protocol):
+    """What is known of a graph's tensors: as `shapes.Facts`, which it may find out when it is asked."""
+
+    def shape_of(self, tensor: str) -> shapes.Shape | None: ...
+
+    def type_of(self, tensor: str) -> int: ...
+
+
+class Inferred:
+    """What is known of the main graph's tensors, inferred when it is asked for the first time."""
 
     def __init__(self, model: ModelProto) -> None:
         self._model = model
 
-    def __call__(self, tensor: str) -> shapes.Shape | None:
-        return self._shapes.get(tensor)
+    def shape_of(self, tensor: str) -> shapes.Shape | None:
+        """A tensor's shape, None where it is unknown."""
+        return self.facts.shape_of(tensor)
+
+    def type_of(self, tensor: str) -> int:
+        """A tensor's `TensorProto` type, 0 where it is unknown."""
+        return self.facts.type_of(tensor)
 
     @cached_property
-    def _shapes(self) -> Mapping[str, shapes.Shape]:
+    def facts(self) -> shapes.Facts:
+        """All that is found."""
         # Pads that follow from no shape: shapes are what is being asked for.
-        pure = _constants(self._model, self._model.graph, None, self._model.opset_import, lambda _: None)
+        pure = _constants(self._model, self._model.graph, None, self._model.opset_import, shapes.NOTHING)
 
         def integers(tensor: str) -> Sequence[int] | None:
             constant = pure.find(tensor)
@@ -167,12 +183,18 @@ def _graph_scope(
     name: str,
     around: Scope | None,
     imports: Sequence[onnx.OperatorSetIdProto],
-    shape_of: Callable[[str], shapes.Shape | None],
+    known: _Known,
 ) -> Scope:
-    constants = _constants(model, graph, around, imports, shape_of)
-    outputs = [entry.name for entry in graph.output]
     return Scope(
-        name, graph, graph.node, _opset(imports), constants, _kept(graph.node, outputs), around, shape_of
+        name,
+        graph,
+        graph.node,
+        _opset(imports),
+        _constants(model, graph, around, imports, known),
+        _kept(graph.node, [entry.name for entry in graph.output]),
+        around,
+        known.shape_of,
+        known.type_of,
     )
 
 
@@ -181,7 +203,7 @@ def _constants(
     graph: GraphProto,
     around: Scope | None,
     imports: Sequence[onnx.OperatorSetIdProto],
-    shape_of: Callable[[str], shapes.Shape | None],
+    known: _Known,
 ) -> Constants:
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     inputs = {entry.name for entry in graph.input}
@@ -193,7 +215,8 @@ def _constants(
         opset_imports=imports,
         variables=frozenset(inputs),
         around=around.constants if around else None,
-        shape_of=shape_of,
+        shape_of=known.shape_of,
+        type_of=known.type_of,
     )
 
 
@@ -202,7 +225,17 @@ def _function_scope(function: FunctionProto) -> Scope:
     constants = Constants(function.node, {}, opset_imports=imports, variables=frozenset(function.input))
     name = f"function {function.domain}:{function.name}"
     kept = _kept(function.node, function.output)
-    return Scope(name, function, function.node, _opset(imports), constants, kept, None, lambda _: None)
+    return Scope(
+        name,
+        function,
+        function.node,
+        _opset(imports),
+        constants,
+        kept,
+        None,
+        shapes.NOTHING.shape_of,
+        shapes.NOTHING.type_of,
+    )
 
 
 def _inside(model: ModelProto, scope: Scope) -> Iterator[Scope]:
@@ -212,8 +245,7 @@ def _inside(model: ModelProto, scope: Scope) -> Iterator[Scope]:
             imports = (
                 scope.proto.opset_import if isinstance(scope.proto, FunctionProto) else model.opset_import
             )
-            declared = {entry.name: shapes.of_value(entry) for entry in (*graph.input, *graph.value_info)}
-            inner = _graph_scope(model, graph, name, scope, imports, declared.get)
+            inner = _graph_scope(model, graph, name, scope, imports, shapes.declared(graph))
             yield inner
             yield from _inside(model, inner)
 

@@ -166,6 +166,29 @@ def test_what_is_not_constant(nodes: Sequence[NodeProto]) -> None:
     assert of(nodes, {"v": W}) is None
 
 
+@pytest.mark.parametrize("like", ["x", "t", "v", "c"])
+def test_cast_like_needs_the_type_only_of_what_the_other_is(like: str) -> None:
+    nodes = [
+        constant_node("half", 0.5),
+        node("Neg", ["x"], ["t"]),
+        constant_node("c", np.ones(3)),
+        node("CastLike", ["half", like], ["w"]),
+    ]
+    found = of(nodes, {"v": W})
+    assert found is not None
+    assert found.data_type == TensorProto.FLOAT
+    assert found.read() == np.float32(0.5)
+
+
+def test_cast_like_what_has_a_type_that_is_unknown() -> None:
+    nodes = [
+        constant_node("half", 0.5),
+        node("Unknown", ["x"], ["t"], domain="com.example"),
+        node("CastLike", ["half", "t"], ["w"]),
+    ]
+    assert of(nodes) is None
+
+
 @pytest.mark.parametrize(
     ("shape", "bounds", "expected"),
     [

@@ -46,6 +46,13 @@ MACS = {
         "(float[1,4,8,8] x, float[6,4,3,3] w, float[2,6,3,3] v) => (y) { h = Conv(x, w) y = Conv(h, v) }",
         6 * 6 * 6 * 4 * 9 + 2 * 4 * 4 * 6 * 9,
     ),
+    "extents that the graph computes from others": (
+        "(float[1,4,8,8] x, float[4,7] w) => (y) { s = Shape(x) two = Constant<value_ints=[2]>() "
+        "n = Gather(s, two) m = Mul(n, n) one = Constant<value_ints=[1]>() "
+        "four = Constant<value_ints=[4]>() to = Concat<axis=0>(one, m, four) z = Reshape(x, to) "
+        "y = MatMul(z, w) }",
+        64 * 4 * 7,
+    ),
     "nothing to count": ("(float[1,4] x) => (float[1,4] y) { y = Relu(x) }", 0),
     "another domain's Conv is not ours": (
         "(float[1,4] x, float[4,4] w) => (float[1,4] y) { y = other.Conv(x, w) }",

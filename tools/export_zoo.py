@@ -41,8 +41,9 @@ FLAVOURS: dict[str, dict[str, Any]] = {
         "training": torch.onnx.TrainingMode.PRESERVE,
         "do_constant_folding": False,
     },
+    "dyraw": {"dynamo": True, "optimize": False, "external_data": False, "verbose": False},
 }
-"""Arguments of `torch.onnx.export`: the legacy exporter, the dynamo exporter, and the legacy one unfolded."""
+"""Arguments of `torch.onnx.export`: the legacy exporter, the dynamo exporter, and each without optimization."""
 
 
 @dataclass(frozen=True)
