@@ -140,6 +140,7 @@ class _Block:
         before = original.between(self._inputs, edit.output)
         self._before = before.wide() if before else None
         self._shaken = before.shaken(np.random.default_rng(0)) if before else None
+        self._moved: dict[tuple[int, ...], float] = {}
         after = fused.between(self._inputs, edit.output)
         assert after is not None
         self._after = after.wide()
@@ -166,6 +167,9 @@ class _Block:
             return math.inf
         if self._carried:
             return self._carried_error(self._carried)
+        # Borders that are written out stand where the model's own extents put them.
+        if self._shaken and (static := self._static_sizes()):
+            return self._error(static, alone=True)
         failure = None
         try:
             error = max(map(self._error, self._small_sizes()))
@@ -237,8 +241,8 @@ class _Block:
         largest = max(math.prod(sizes[conv.source][1:]) * conv.columns for conv in self._convs)
         rows = len(_PLACES) + len(_NOISE) + 1
         step = max(1, min(rows, _LARGEST // largest))
-        if alone:  # what is written for one image, as some borders are; its maps are large, so not all inputs
-            sources = {name: value[[0, 1, -1]] for name, value in sources.items()}
+        if alone:  # what is written for one image, as some borders are; its maps are large: impulses at once
+            sources = {name: _few(value) for name, value in sources.items()}
             rows, step = 3, 1
         with np.errstate(all="ignore"):  # what is not finite at the end is an infinite error
             return max(
@@ -266,14 +270,18 @@ class _Block:
             units = _units(expected, actual, bound + self._unsettled(feeds, expected))
         return units
 
-    def _unsettled(self, feeds: Mapping[str, Array], expected: Array) -> Array:
-        """How far each row of outputs is unsettled, since what the original writes into tensors is rounded, too.
+    def _unsettled(self, feeds: Mapping[str, Array], expected: Array) -> float:
+        """How far outputs are unsettled, since what the original writes into tensors is rounded, too.
 
-        A border's constant and the bias that it stands for are two roundings of one number.
+        A border's constant and the bias that it stands for are two roundings of one number. It is added, so it
+        moves the outputs of all inputs alike.
         """
         assert self._shaken is not None
-        moved = np.abs(self._shaken.run(feeds)[self._output] - expected)
-        return np.asarray(_HOEFFDING * _largest_of_rows([moved]))
+        extents = expected.shape[1:]
+        if extents not in self._moved:
+            moved = np.abs(self._shaken.run(feeds)[self._output] - expected)
+            self._moved[extents] = _HOEFFDING * float(np.max(moved, initial=0))
+        return self._moved[extents]
 
     def _bound(self, sources: Mapping[str, Array]) -> Array:
         """How far rounding the weights may move each output: the smaller of the module's two bounds."""
@@ -412,6 +420,11 @@ class _Conv:
     @staticmethod
     def _run(part: Part, values: Array) -> Array:
         return part.run({part.nodes[0].input[0]: values})[part.nodes[-1].output[0]]
+
+
+def _few(rows: Array) -> Array:
+    """Of what `_Conv.inputs` makes: zero, all impulses at once, the larger noise."""
+    return np.stack([rows[0], rows[1 : 1 + len(_PLACES)].sum(axis=0), rows[-1]])
 
 
 def _unpadded(node: NodeProto) -> NodeProto:

@@ -25,9 +25,6 @@ from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
 
 Array = NDArray[Any]
 
-_MANY_TAPS = 49
-"""Up to so many, the reference implementation makes a matrix of each Conv's columns."""
-
 
 class UnrunnableError(Exception):
     """A block cannot be run alone; the text says why."""
@@ -236,13 +233,13 @@ def wide(values: Array) -> Array:
 
 
 class Conv(ReferenceConv):
-    """The reference implementation, and tap by tap where its matrix of columns would fill the memory."""
+    """Tap by tap: the reference implementation copies each element once for each tap, group after group."""
 
     def _run(  # type: ignore[override]
         self, x: Array, w: Array, b: Array | None = None, **geometry: Any
     ) -> tuple[Array]:
         taps = w.shape[2:]
-        if math.prod(taps) <= _MANY_TAPS or geometry["auto_pad"] not in (None, "NOTSET", "VALID"):
+        if geometry["auto_pad"] not in (None, "NOTSET", "VALID") or x.dtype.kind != "f":
             return super()._run(x, w, b, **geometry)  # type: ignore[no-any-return, no-untyped-call]
         ones = [1] * len(taps)
         strides, dilations = geometry["strides"] or ones, geometry["dilations"] or ones
@@ -252,13 +249,14 @@ class Conv(ReferenceConv):
         padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[: len(taps)], pads[len(taps) :], strict=True)])
         spare = np.subtract(padded.shape[2:], np.multiply(dilations, np.subtract(taps, 1)) + 1)
         outputs = spare // strides + 1
-        weight = w.reshape(geometry["group"], -1, *w.shape[1:])
-        total: Array = np.zeros((len(x), *weight.shape[:2], outputs.prod()))
+        weight = np.moveaxis(w, range(2, w.ndim), range(len(taps)))  # a matrix for each tap, in one piece
+        weight = np.ascontiguousarray(weight).reshape(*taps, geometry["group"], -1, w.shape[1])
+        total: Array = np.zeros((len(x), *weight.shape[-3:-1], outputs.prod()), np.result_type(x, w))
         for tap in np.ndindex(taps):
             steps = zip(np.multiply(tap, dilations), outputs, strides, strict=True)
             window: Any = (..., *(slice(i, i + (n - 1) * s + 1, s) for i, n, s in steps))
-            place: Any = (..., *tap)
-            total += weight[place] @ padded[window].reshape(len(x), len(weight), w.shape[1], -1)
+            maps = padded[window].reshape(len(x), -1, w.shape[1], outputs.prod())
+            total += weight[tap] * maps if w.shape[1] == 1 else weight[tap] @ maps
         total = total.reshape(len(x), len(w), *outputs)
         return (total if b is None else total + b.reshape(-1, *ones),)
 
@@ -311,7 +309,7 @@ class AveragePool(AveragePool_19):
 
         def summed(values: Any) -> Array:
             weight: Any = np.ones((1, 1, *kernel))
-            return np.asarray(ReferenceConv.eval(values, weight, **geometry))
+            return np.asarray(Conv.eval(values, weight, **geometry))
 
         sums = summed(maps)
         counts = math.prod(kernel) if given["count_include_pad"] else summed(np.ones_like(maps[:1]))
