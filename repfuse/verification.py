@@ -94,7 +94,8 @@ class Verifier:
         self._feeds = make_inputs(
             before, count=FEEDS, seed=seed, shapes=input_shapes, data=input_data, ranges=input_ranges
         )
-        references: list[Backend] = [*self._backends, OnnxRuntime(), OnnxRuntime(optimize=False)]
+        # ONNX Runtime first: it says which extents do not fit a model, where OpenVINO crashes.
+        references: list[Backend] = [OnnxRuntime(), *self._backends, OnnxRuntime(optimize=False)]
         self._originals = {
             backend: self._run(backend, before, "original") for backend in dict.fromkeys(references)
         }
@@ -102,7 +103,7 @@ class Verifier:
             note for backend in self._backends if isinstance(note := self._originals[backend], BackendNote)
         )
         if len(self._skipped) == len(self._backends):
-            raise BadInputError(self._unrunnable())
+            raise BadInputError(self._unrunnable(self._skipped))
         runs = (result for result in self._originals.values() if not isinstance(result, BackendNote))
         self._noise = noise_floors(list(runs))
 
@@ -125,18 +126,28 @@ class Verifier:
         self._say(f"{backend.title}: {called} model")
         try:
             session = backend.load(model, threads=self._threads)
+        except BackendError as error:
+            return _note(backend, error)
+        try:
             return [session.run(feed) for feed in self._feeds]
         except BackendError as error:
-            return BackendNote(backend.title, str(error).removeprefix(f"{backend.title}: "))
+            note = _note(backend, error)
+        if called == "original" and any(entry.chosen for entry in self._inputs):
+            raise BadInputError(self._unrunnable([note]))
+        return note
 
-    def _unrunnable(self) -> str:
-        reasons = "; ".join(f"{note.backend}: {note.reason}" for note in self._skipped)
+    def _unrunnable(self, notes: Sequence[BackendNote]) -> str:
+        reasons = "; ".join(f"{note.backend}: {note.reason}" for note in notes)
         message = f"no backend can run the model, so nothing can be verified: {reasons}"
         chosen = [entry for entry in self._inputs if entry.chosen]
         if chosen:
             asked = " ".join(f"--input-shape {each.name}:{','.join(map(str, each.shape))}" for each in chosen)
             message += f" (it was run with {'; '.join(map(str, chosen))}: give better extents, as in {asked})"
         return message
+
+
+def _note(backend: Backend, error: BackendError) -> BackendNote:
+    return BackendNote(backend.title, str(error).removeprefix(f"{backend.title}: "))
 
 
 def verify(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from repfuse import verification
-from repfuse.backends import BackendError, OnnxRuntime
+from repfuse.backends import BackendError, OnnxRuntime, OpenVINO
 from repfuse.comparison import OutputCheck
 from repfuse.errors import BadInputError
 from repfuse.verification import FEEDS, verify
@@ -488,3 +488,15 @@ def test_the_share_of_the_movement_is_defined_everywhere():
     ]
     assert shares == [0, 0, math.inf, 0.2]
     assert FEEDS >= 2  # below that nothing moves
+
+
+def test_extents_that_do_not_fit_reach_no_other_backend(monkeypatch):
+    monkeypatch.setattr(OpenVINO, "load", lambda *_, **__: pytest.fail("it would crash on this shape"))
+    open_height = model(
+        [("Concat", ["x", "tall"], ["y"], {"axis": 1})],
+        [("y", F32)],
+        {"tall": np.zeros((1, 4, 48, 16), np.float32)},
+        [("x", F32, [1, 4, "height", 16])],
+    )
+    with pytest.raises(BadInputError, match=r"give better extents, as in --input-shape x:1,4,"):
+        verify(open_height, open_height)
