@@ -7,6 +7,10 @@ matter, so costs are per output position and need no extents: they hold for symb
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 from repfuse.window import Window
 
 DEPTHWISE = 2.0
@@ -24,6 +28,19 @@ _SLOW_ALONE_CHANNELS = 48
 """Up to so many channels it runs as fast as others do."""
 
 
+_moved = ContextVar("moved", default=MOVED)
+
+
+@contextlib.contextmanager
+def balance(moved: float) -> Iterator[None]:
+    """Let an element moved cost so many multiply-adds for as long as the context lasts, in place of `MOVED`."""
+    token = _moved.set(moved)
+    try:
+        yield
+    finally:
+        _moved.reset(token)
+
+
 def conv(window: Window, *, alone: bool = False) -> float:
     """The cost of a Conv with this window, and of the Add that a shift takes; `alone` where no Add follows it."""
     outputs, inputs = window.channels or (1, 1)
@@ -37,7 +54,7 @@ def conv(window: Window, *, alone: bool = False) -> float:
     moved = outputs + inputs * window.stride
     if window.shifted:  # an Add stays before it
         moved += 2 * inputs * window.stride
-    return arithmetic + MOVED * moved
+    return arithmetic + _moved.get() * moved
 
 
 def slow_alone(window: Window) -> bool:
@@ -49,4 +66,4 @@ def slow_alone(window: Window) -> bool:
 
 def pointwise(channels: int, operands: int = 1) -> float:
     """The cost of an elementwise op of that many operands: each is read once, the result written once."""
-    return MOVED * channels * (operands + 1)
+    return _moved.get() * channels * (operands + 1)

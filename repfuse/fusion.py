@@ -21,6 +21,7 @@ from repfuse.extents import write_out
 from repfuse.groups import Groups
 from repfuse.patch import Patch
 from repfuse.patterns import CATCH_ALL, Pattern, load_patterns, match, select
+from repfuse.plan import SLOWER, Place, Plan, Region, place_of, regions
 from repfuse.quantized import summarized
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.rewrite import rewrite
@@ -38,9 +39,6 @@ M = TypeVar("M")
 
 LEFT = Refusal("was left alone, as was asked").reason
 """What the remark says of a group that `fuse` was told to leave."""
-
-Place = tuple[str, str]
-"""What tells one group from all others: its graph, and the tensor that it computes."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ def fuse(
     *,
     patterns: Sequence[str] | None = None,
     leave: Iterable[Edit] = (),
+    plan: Plan | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> FuseResult:
     """Collapse every group of linear branches that is exact and cheaper as one Conv.
@@ -87,6 +86,8 @@ def fuse(
             docs/patterns.md); all groups if None.
         leave: Edits of an earlier result that are not to be made this time; every other group is fused as it
             was then.
+        plan: What `repfuse.tune` found out: the groups that are faster fused. Made of the same model, with the
+            same `patterns`; None to decide by the cost model.
         on_progress: Told, in a few words, what happens next.
 
     Raises:
@@ -94,14 +95,14 @@ def fuse(
     """
     given = convert.proto(model)
     if not isinstance(given, ModelProto):
-        result = fuse_file(given, None, patterns=patterns, leave=leave, on_progress=on_progress)
+        result = fuse_file(given, None, patterns=patterns, leave=leave, plan=plan, on_progress=on_progress)
         storage.fill(result.model)
         return result
     known = _known(patterns)
     model_io.check(given, "the model")
-    left = frozenset(map(_place, leave))
+    how = _Choice(known, plan, frozenset(map(_place, leave)))
     own = copy.deepcopy(given) if given is model else given
-    return _fuse_in_place(own, "the model", None, known, left, on_progress or _silent)
+    return _fuse_in_place(own, "the model", None, how, on_progress or _silent)
 
 
 def fuse_file(
@@ -110,6 +111,7 @@ def fuse_file(
     *,
     patterns: Sequence[str] | None = None,
     leave: Iterable[Edit] = (),
+    plan: Plan | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> FuseResult:
     """Do the same, and leave weights where they are.
@@ -119,6 +121,7 @@ def fuse_file(
         spill: Takes the weights that are made; None for keeping them in memory.
         patterns: As for `fuse`.
         leave: As for `fuse`.
+        plan: As for `fuse`.
         on_progress: As for `fuse`.
 
     Returns:
@@ -130,8 +133,33 @@ def fuse_file(
     known = _known(patterns)
     say = on_progress or _silent
     say(f"reading {fspath(path)}")
-    left = frozenset(map(_place, leave))
-    return _fuse_in_place(model_io.read(path), fspath(path), spill, known, left, say)
+    how = _Choice(known, plan, frozenset(map(_place, leave)))
+    return _fuse_in_place(model_io.read(path), fspath(path), spill, how, say)
+
+
+def regions_of(model: ModelProto, *, patterns: Sequence[str] | None = None) -> list[Region]:
+    """The regions of all graphs of a model in which something may be fused, and the alternatives in each."""
+    known = _known(patterns)
+    found = []
+    for scope in scopes(model):
+        groups = Groups(scope)
+        found += regions(groups, _Families(known, groups).has)
+    return found
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a caller says of which groups to fuse."""
+
+    known: Sequence[Pattern]
+    plan: Plan | None
+    left: frozenset[Place]
+
+    def why_left(self, place: Place) -> str:
+        """Why a group that was chosen is left alone; empty where it is not."""
+        if place in self.left:
+            return LEFT
+        return SLOWER if self.plan and place in self.plan.left else ""
 
 
 def _place(edit: Edit) -> Place:
@@ -170,14 +198,13 @@ def _fuse_in_place(
     model: ModelProto,
     name: str,
     spill: Spill | None,
-    known: Sequence[Pattern],
-    left: frozenset[Place],
+    how: _Choice,
     say: Callable[[str], None],
 ) -> FuseResult:
     """Fuse a model, which is called `name` where it is found to be invalid."""
     model_io.refuse_invalid(model, name)
     try:
-        return _fused_in_place(model, spill, known, left, say)
+        return _fused_in_place(model, spill, how, say)
     except RepfuseError:
         raise
     except UnicodeDecodeError as error:
@@ -190,8 +217,7 @@ def _fuse_in_place(
 def _fused_in_place(
     model: ModelProto,
     spill: Spill | None,
-    known: Sequence[Pattern],
-    left: frozenset[Place],
+    how: _Choice,
     say: Callable[[str], None],
 ) -> FuseResult:
     graphs = scopes(model)
@@ -201,15 +227,15 @@ def _fused_in_place(
     for scope in graphs:
         say("finding groups")
         groups = Groups(scope)
-        families = _Families(known, groups)
-        chosen = choose(groups, families.has)
+        families = _Families(how.known, groups)
+        chosen = (how.plan.choose if how.plan else choose)(groups, families.has)
         say(f"merging {len(chosen)} groups")
         # The largest first: the memory that its arithmetic takes then serves all others.
         done: dict[int, Edit | Remark] = {}
         for candidate in sorted(chosen, key=_size, reverse=True):
-            if (scope.label, scope.nodes[candidate.root].output[0]) in left:
+            if reason := how.why_left(place_of(groups, candidate)):
                 done[candidate.root] = Remark(
-                    Outcome.REFUSED, scope.name(candidate.root), LEFT, graph=scope.label
+                    Outcome.REFUSED, scope.name(candidate.root), reason, graph=scope.label
                 )
             else:
                 done[candidate.root] = rewrite(groups, candidate, families.names(candidate.merges), patch)
@@ -236,7 +262,6 @@ class _Families:
 
     def __init__(self, known: Sequence[Pattern], groups: Groups) -> None:
         self._known = known
-        self._takes_any = any(pattern.slug == CATCH_ALL for pattern in known)
         self._takes_any = any(pattern.slug == CATCH_ALL for pattern in known)
         self._groups = groups
         self._found: dict[Merge, Pattern | None] = {}

@@ -1,0 +1,119 @@
+"""What to fuse, where that is not left to the cost model: the alternatives that there are, and a choice of them.
+
+How much an element moved costs beside a multiply-add is a property of a processor and a runtime. A choice that is
+cheapest for one such balance is an alternative to that for another: where moving is dear, everything is merged that
+may be; where it is cheap, only what computes no more than before. Candidates of different balances that replace a
+node in common form a region. Regions are independent of each other: in each, one balance is followed, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from repfuse import cost
+from repfuse.choose import Candidate, choose
+from repfuse.groups import Groups
+from repfuse.ways import Merge
+from repfuse.window import Refusal
+
+BALANCES = (cost.MOVED, 8 * cost.MOVED, cost.MOVED / 4)
+"""What an element moved costs; the first is what the cost model holds for true."""
+
+SLOWER = Refusal("was left alone: fusing it was not measured to be faster").reason
+"""What the remark says of a group that would be fused if its latency had not been measured."""
+
+Place = tuple[str, str]
+"""What tells one group from all others: its graph, and the tensor that it computes."""
+
+Fits = Callable[[Merge], bool]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which groups to fuse.
+
+    Attributes:
+        made: The groups to fuse, each with the balance of which the rewrite is a choice.
+        left: Groups that the cost model would fuse and that are to be left alone.
+    """
+
+    made: Mapping[Place, float] = field(default_factory=dict)
+    left: frozenset[Place] = frozenset()
+
+    def choose(self, groups: Groups, fits: Fits) -> list[Candidate]:
+        """The candidates to make, and those to leave alone, in the order of the graph."""
+        found: dict[int, Candidate] = {}
+        for balance in dict.fromkeys((BALANCES[0], *self.made.values())):
+            for candidate in _choice(groups, fits, balance):
+                place = place_of(groups, candidate)
+                if self.made.get(place) == balance or (place in self.left and balance == BALANCES[0]):
+                    found[candidate.root] = candidate
+        return [found[root] for root in sorted(found)]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a graph in which one thing or another may be done.
+
+    Attributes:
+        graph: The graph that holds it.
+        inputs: Tensors that its nodes read and that are no constants.
+        outputs: Tensors that it computes for others.
+        alternatives: Groups that may be fused, by the balance that chooses them; the cost model's own choice is
+            that of `BALANCES[0]`, and absent where it is to leave all as it is.
+    """
+
+    graph: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    alternatives: Mapping[float, tuple[Place, ...]]
+
+
+def regions(groups: Groups, fits: Fits) -> list[Region]:
+    """The regions of a graph, in its order, with what may be done in each."""
+    choices = {balance: _choice(groups, fits, balance) for balance in BALANCES}
+    found = []
+    for nodes in _united(each.replaced for choice in choices.values() for each in choice):
+        alternatives: dict[float, tuple[Place, ...]] = {}
+        known: set[tuple[object, ...]] = set()
+        for balance, choice in choices.items():
+            inside = [each for each in choice if each.root in nodes]
+            what = tuple((each.root, each.merges, each.rest) for each in inside)
+            if inside and what not in known:
+                known.add(what)
+                alternatives[balance] = tuple(place_of(groups, each) for each in inside)
+        found.append(_region(groups, nodes, alternatives))
+    return found
+
+
+def place_of(groups: Groups, candidate: Candidate) -> Place:
+    """Where a candidate is."""
+    return groups.scope.label, groups.scope.nodes[candidate.root].output[0]
+
+
+def _choice(groups: Groups, fits: Fits, balance: float) -> list[Candidate]:
+    with cost.balance(balance):
+        return choose(groups, fits)
+
+
+def _united(sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
+    """Unions of those sets that have an element in common, by their last elements."""
+    home: dict[int, set[int]] = {}
+    for each in sets:
+        union = set(each).union(*(home[node] for node in each if node in home))
+        home.update(dict.fromkeys(union, union))
+    return sorted({id(union): frozenset(union) for union in home.values()}.values(), key=max)
+
+
+def _region(groups: Groups, nodes: frozenset[int], alternatives: Mapping[float, tuple[Place, ...]]) -> Region:
+    scope = groups.scope
+    made = [name for position in sorted(nodes) for name in scope.nodes[position].output if name]
+    read = [name for position in sorted(nodes) for name in scope.nodes[position].input if name]
+    outside = dict.fromkeys(name for name in read if name not in set(made) and not _constant(groups, name))
+    used = [name for name in made if name in scope.kept or not nodes.issuperset(scope.consumers(name))]
+    return Region(scope.label, tuple(outside), tuple(used), alternatives)
+
+
+def _constant(groups: Groups, tensor: str) -> bool:
+    return groups.scope.constants.find(tensor) is not None

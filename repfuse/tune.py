@@ -1,0 +1,394 @@
+"""Deciding what to fuse by measuring: each group, and each alternative to it, alone; then the whole model.
+
+A region of the graph (see `repfuse.plan`) is cut out, as it is and as each alternative makes it, and these forms
+are run in turn on each backend. An alternative wins where it is faster, by the geometric mean over the backends and
+with 95 % confidence, and slower on none. What is lost in the noise, or for which there is no time, is for the cost
+model to say. In the end the whole model says whether all of that together is faster, or what won, or neither.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from repfuse import model_io
+from repfuse.backends import Array, Backend, ModelSource, backends_named
+from repfuse.extract import Source, Type, digest, static, types_of
+from repfuse.feeds import make_inputs
+from repfuse.fusion import fuse_file, regions_of
+from repfuse.inputs import Range, resolve_inputs
+from repfuse.meter import Form, Meter
+from repfuse.plan import BALANCES, Place, Plan, Region
+from repfuse.ratios import Ratio
+from repfuse.storage import Spill
+
+BUDGET = 60.0
+"""Seconds."""
+
+_WHOLE = 0.3
+"""The share of the budget for the whole model."""
+
+_LOADING = 2.0
+"""How many times as long as its timed rounds a measurement takes, roughly."""
+
+_SECONDS = (0.1, 2.0)
+"""Of timed rounds in a measurement, at least and at most."""
+
+_BETTER = 1.02
+"""So many times faster must another alternative be to be taken in place of the cost model's own."""
+
+_NEVER_BELOW = 0.99
+"""A whole model whose ratio on some backend is lower is not made."""
+
+Ratios = Mapping[str, Ratio]
+"""By the title of the backend."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found out about one region.
+
+    Attributes:
+        graph: The graph that holds it; empty for the main graph.
+        outputs: The tensors that it computes.
+        ratios: By the backend's title, how many times faster the best alternative is; empty where it was not
+            measured.
+        verdict: `faster`, `slower` or `same`; `unmeasured` where the cost model decided.
+        fused: Whether something in it is to be fused.
+    """
+
+    graph: str
+    outputs: tuple[str, ...]
+    ratios: Ratios
+    verdict: str
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What measuring found out.
+
+    Attributes:
+        plan: What to fuse: for `repfuse.fuse(plan=...)`.
+        trials: What was found out about each region, in the order of the graph.
+        ratios: How many times faster the whole model is with this plan, by the backend's title; empty where
+            nothing is to be fused.
+        measured: How many comparisons were run; the others were known.
+    """
+
+    plan: Plan
+    trials: tuple[Trial, ...]
+    ratios: Ratios
+    measured: int
+
+
+def tune(
+    model: ModelSource,
+    *,
+    patterns: Sequence[str] | None = None,
+    backend: str = "all",
+    threads: int = 1,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_data: Mapping[str, Array] | None = None,
+    input_ranges: Mapping[str, Range] | None = None,
+    budget: float = BUDGET,
+    cache: Path | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Tuning:
+    """Find out by measuring which groups of a model are faster fused.
+
+    Args:
+        model: The model, or its path. It is not changed.
+        patterns: As for `repfuse.fuse`.
+        backend: `ort`, `openvino` or `all`.
+        threads: Threads for the runtimes.
+        seed: Of drawn inputs.
+        input_shapes: Shapes by input name, where the model leaves them open.
+        input_data: Arrays by input name, for the whole model.
+        input_ranges: The least and the largest value by input name.
+        budget: Seconds for measuring, roughly; what there is no time for is left to the cost model.
+        cache: A file in which measurements are kept. With the same measurements the result is the same.
+        on_progress: Told, in a few words, what happens next.
+
+    Raises:
+        BadInputError: The model, inputs or the cache cannot be used, or there is no such backend.
+    """
+    meter = Meter(threads=threads, file=cache)
+    feeding = {"shapes": input_shapes, "data": input_data, "ranges": input_ranges}
+    with tempfile.TemporaryDirectory(prefix="repfuse-tune-") as folder:
+        path = Path(folder, "model.onnx")
+        if isinstance(model, ModelProto):
+            model_io.save(model, path)
+        else:
+            path = Path(model)
+        search = _Search(path, patterns, backends_named(backend), meter, Path(folder), on_progress)
+        return search.run(feeding, seed, budget)
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One alternative in a region, cut out."""
+
+    balance: float
+    form: Form
+
+
+class _Search:
+    def __init__(
+        self,
+        path: Path,
+        patterns: Sequence[str] | None,
+        backends: Sequence[Backend],
+        meter: Meter,
+        folder: Path,
+        on_progress: Callable[[str], None] | None,
+    ) -> None:
+        self._path = path
+        self._patterns = patterns
+        self._backends = backends
+        self._meter = meter
+        self._folder = folder
+        self._say = on_progress or (lambda _: None)
+
+    def run(self, feeding: Mapping[str, Any], seed: int, budget: float) -> Tuning:
+        self._say("finding groups")
+        regions = regions_of(model_io.read(self._path), patterns=self._patterns)
+        if not regions:
+            return Tuning(Plan(), (), {}, 0)
+        inputs = resolve_inputs(self._path, **feeding)
+        extents = {entry.name: entry.shape for entry in inputs}
+        pieces = self._pieces(regions, extents)
+        ratios = self._measured(pieces, (1 - _WHOLE) * budget)
+        decisions = [
+            _decide(region, piece, found)
+            for region, piece, found in zip(regions, pieces, ratios, strict=True)
+        ]
+
+        def feed() -> dict[str, Array]:
+            return make_inputs(self._path, count=1, seed=seed, **feeding)[0]
+
+        seconds = _within(_WHOLE * budget / len(self._backends) / _LOADING, 3.0)
+        plan, whole = self._confirmed(_plans(regions, decisions), extents, feed, seconds)
+        made = set(plan.made)
+        trials = tuple(
+            Trial(
+                region.graph,
+                region.outputs,
+                decision.ratios,
+                decision.verdict,
+                any(place in made for places in region.alternatives.values() for place in places),
+            )
+            for region, decision in zip(regions, decisions, strict=True)
+        )
+        return Tuning(plan, trials, whole, self._meter.measured)
+
+    def _pieces(
+        self, regions: Sequence[Region], extents: Mapping[str, Sequence[int]]
+    ) -> list[tuple[Form, list[_Option]] | None]:
+        """Each region cut out, as it is and as its alternatives make it; None where that cannot be done."""
+        original = model_io.read(self._path)
+        types = types_of(original, extents)
+        before = Source(original, types)
+        after = {balance: self._source(regions, balance, types) for balance in BALANCES}
+        own = {region.outputs: set(region.outputs) for region in regions}
+        others = set().union(*own.values())
+        pieces: list[tuple[Form, list[_Option]] | None] = []
+        for region in regions:
+            pieces.append(None)
+            if region.graph:
+                continue
+            ends = before.followers(region.outputs, others)
+            form = _form(before, region.inputs, ends)
+            options = [
+                _Option(balance, made)
+                for balance in region.alternatives
+                if (made := _form(after[balance], region.inputs, ends))
+            ]
+            options = [option for option in options if form and option.form.digest != form.digest]
+            if form and options:
+                pieces[-1] = form, options
+        return pieces
+
+    def _source(self, regions: Sequence[Region], balance: float, types: Mapping[str, Type]) -> Source:
+        """The model as one balance makes it all over."""
+        made = {place: balance for region in regions for place in region.alternatives.get(balance, ())}
+        spill = Spill(self._folder / f"weights-{BALANCES.index(balance)}")
+        return Source(fuse_file(self._path, spill, patterns=self._patterns, plan=Plan(made)).model, types)
+
+    def _measured(
+        self, pieces: Sequence[tuple[Form, list[_Option]] | None], budget: float
+    ) -> list[dict[float, Ratios]]:
+        """For each region the ratios of its alternatives, by their balance; none where there was no time."""
+        keyed = [piece and tuple(form.digest for form in _forms(piece)) for piece in pieces]
+        # What stands often is measured first: there is the most to be gained.
+        counts = Counter(key for key in keyed if key)
+        todo = [
+            (key, next(piece for piece, own in zip(pieces, keyed, strict=True) if own == key))
+            for key, _ in counts.most_common()
+        ]
+        jobs = [
+            (key, piece, backend)
+            for key, piece in todo
+            for backend in self._backends
+            if piece and not self._meter.knows(_forms(piece), backend)
+        ]
+        seconds = _within(budget / max(1, len(jobs)) / _LOADING, _SECONDS[1])
+        started = time.perf_counter()
+        for number, (_, piece, backend) in enumerate(jobs):
+            spent = time.perf_counter() - started
+            if spent > budget:
+                break
+            left = spent / number * (len(jobs) - number) if number else 2 * seconds * len(jobs)
+            self._say(f"{number + 1} of {len(jobs)}, about {min(left, budget - spent):.0f} s left")
+            assert piece
+            self._compare(piece, backend, seconds)
+        return [self._known(piece) if piece else {} for piece in pieces]
+
+    def _compare(
+        self, piece: tuple[Form, list[_Option]], backend: Backend, seconds: float
+    ) -> list[Ratio] | None:
+        before = piece[0].model
+        return self._meter.compare(
+            _forms(piece), backend, lambda: make_inputs(before, count=1, seed=0)[0], seconds=seconds
+        )
+
+    def _known(self, piece: tuple[Form, list[_Option]]) -> dict[float, Ratios]:
+        """What is known of a region's alternatives; nothing if some backend's measurement is missing."""
+        if not all(self._meter.knows(_forms(piece), backend) for backend in self._backends):
+            return {}
+        found: dict[float, dict[str, Ratio]] = {option.balance: {} for option in piece[1]}
+        for backend in self._backends:
+            for option, ratio in zip(piece[1], self._compare(piece, backend, 0.0) or (), strict=False):
+                found[option.balance][backend.title] = ratio
+        return {balance: each for balance, each in found.items() if each}
+
+    def _confirmed(
+        self,
+        plans: Sequence[Plan],
+        extents: Mapping[str, Sequence[int]],
+        feed: Callable[[], dict[str, Array]],
+        seconds: float,
+    ) -> tuple[Plan, Ratios]:
+        """The first plan with which the whole model is slower nowhere, or one that is clearly faster."""
+        self._say("measuring the whole model")
+        nothing = Plan(left=frozenset().union(*(set(plan.made) | plan.left for plan in plans)))
+        forms = [self._whole(self._path, extents)]
+        tried = []
+        for number, plan in enumerate(plans):
+            target = self._folder / f"plan-{number}.onnx"
+            spill = Spill(self._folder / f"plan-{number}.weights")
+            result = fuse_file(self._path, spill, patterns=self._patterns, plan=plan)
+            if result.changed:
+                model_io.write(result.model, target)
+                form = self._whole(target, extents)
+                if form.digest not in {each.digest for each in forms}:
+                    forms.append(form)
+                    tried.append(plan)
+        if not tried:
+            return nothing, {}
+        found: list[dict[str, Ratio]] = [{} for _ in tried]
+        for backend in self._backends:
+            for each, ratio in zip(
+                found, self._meter.compare(forms, backend, feed, seconds=seconds) or (), strict=False
+            ):
+                each[backend.title] = ratio
+        if not any(found):  # no backend runs the model: there is only the cost model to go by
+            return tried[0], {}
+        best = _best([(plan, each) for plan, each in zip(tried, found, strict=True) if _bearable(each)])
+        return best or (nothing, {})
+
+    def _whole(self, path: Path, extents: Mapping[str, Sequence[int]]) -> Form:
+        return Form(path, digest(static(model_io.read(path), extents)))
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """The balance to follow in a region, and whether that is certain; None to leave it as it is."""
+
+    balance: float | None
+    verdict: str
+    ratios: Ratios
+
+
+def _decide(
+    region: Region, piece: tuple[Form, list[_Option]] | None, found: Mapping[float, Ratios]
+) -> _Decision:
+    own = BALANCES[0] if BALANCES[0] in region.alternatives else None
+    if piece is None or not found:
+        return _Decision(own, "unmeasured", {})
+    winners = [(balance, each) for balance, each in found.items() if _verdict(each) == "faster"]
+    best = _best(winners)
+    if best:
+        return _Decision(best[0], "faster", best[1])
+    if own in found:
+        verdict = _verdict(found[own])
+        return _Decision(own if verdict == "same" else None, verdict, found[own])
+    return _Decision(None, "slower", next(iter(found.values())))
+
+
+def _verdict(found: Ratios) -> str:
+    """`faster` on the geometric mean and slower on none; `slower` on the mean or on one of them; else `same`."""
+    if any(ratio.verdict == "slower" for ratio in found.values()):
+        return "slower"
+    middle = _mean(found)
+    # Intervals of independent measurements: half their widths add up in squares.
+    below = math.hypot(*(math.log(ratio.value / ratio.low) for ratio in found.values())) / len(found)
+    return "faster" if math.log(middle) > below else "same"
+
+
+def _mean(found: Ratios) -> float:
+    return math.exp(math.fsum(math.log(ratio.value) for ratio in found.values()) / len(found))
+
+
+def _bearable(found: Ratios) -> bool:
+    return all(ratio.verdict != "slower" and ratio.value >= _NEVER_BELOW for ratio in found.values())
+
+
+def _best(options: Sequence[tuple[Any, Ratios]]) -> tuple[Any, Ratios] | None:
+    """The first of the options, or the fastest where that is faster by more than the noise."""
+    best = None
+    for option in options:
+        if best is None or _mean(option[1]) > _BETTER * _mean(best[1]):
+            best = option
+    return best
+
+
+def _plans(regions: Sequence[Region], decisions: Sequence[_Decision]) -> list[Plan]:
+    """What to try on the whole model: all that did not lose, what won, and what the cost model says."""
+    own = [BALANCES[0] if BALANCES[0] in region.alternatives else None for region in regions]
+    lenient = [decision.balance for decision in decisions]
+    strict = [decision.balance if decision.verdict == "faster" else None for decision in decisions]
+    return [_plan(regions, balances) for balances in (lenient, strict, own)]
+
+
+def _plan(regions: Sequence[Region], balances: Sequence[float | None]) -> Plan:
+    made: dict[Place, float] = {}
+    left: set[Place] = set()
+    for region, balance in zip(regions, balances, strict=True):
+        if balance is None:
+            left.update(region.alternatives.get(BALANCES[0], ()))
+        else:
+            made.update(dict.fromkeys(region.alternatives[balance], balance))
+    return Plan(made, frozenset(left))
+
+
+def _forms(piece: tuple[Form, list[_Option]]) -> list[Form]:
+    return [piece[0], *(option.form for option in piece[1])]
+
+
+def _form(source: Source, inputs: Sequence[str], outputs: Sequence[str]) -> Form | None:
+    model = source.cut(inputs, outputs)
+    return Form(model, digest(model)) if model else None
+
+
+def _within(seconds: float, most: float) -> float:
+    return min(max(seconds, _SECONDS[0]), most)
