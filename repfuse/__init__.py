@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from repfuse.blockcheck import BlockCheck, check_blocks
     from repfuse.errors import BadInputError, RepfuseError, VerificationError
     from repfuse.fusion import FuseResult, fuse
+    from repfuse.plan import Plan
     from repfuse.remarks import Edit, Outcome, Remark
+    from repfuse.tuning import Trial, Tuning, tune
     from repfuse.verification import Verification, verify
 
 __version__ = "0.1.0"
@@ -29,14 +31,18 @@ __all__ = [
     "Edit",
     "FuseResult",
     "Outcome",
+    "Plan",
     "Remark",
     "RepfuseError",
+    "Trial",
+    "Tuning",
     "Verification",
     "VerificationError",
     "batch",
     "benchmark",
     "check_blocks",
     "fuse",
+    "tune",
     "verify",
 ]
 
@@ -47,7 +53,9 @@ _HOMES = {
     "repfuse.blockcheck": ("BlockCheck", "check_blocks"),
     "repfuse.errors": ("BadInputError", "RepfuseError", "VerificationError"),
     "repfuse.fusion": ("FuseResult", "fuse"),
+    "repfuse.plan": ("Plan",),
     "repfuse.remarks": ("Edit", "Outcome", "Remark"),
+    "repfuse.tuning": ("Trial", "Tuning", "tune"),
     "repfuse.verification": ("Verification", "verify"),
 }
 

@@ -25,6 +25,7 @@ from repfuse.flags import (
     fusing,
     measuring,
     running,
+    tuning,
     writing,
 )
 
@@ -47,6 +48,7 @@ Examples:
   repfuse model.onnx fused.onnx --pattern repvgg --pattern my_block.toml
   repfuse model.onnx fused.onnx -q --json report.json
   repfuse model.onnx fused.onnx --report report.html
+  repfuse model.onnx fused.onnx --tune --tune-cache measured.json
 
 Exit codes:
   0    done; also where there was nothing to fuse (OUT.onnx is a copy then)
@@ -77,6 +79,17 @@ Exit codes:
     help="Leave a block alone that does not match, and write the model with the others fused.",
 )
 @checking("--no-bench", is_flag=True, help="Do not measure latency.")
+@tuning("--tune", is_flag=True, help="Measure which groups are faster fused, and fuse only those.")
+@tuning(
+    "--tune-cache", type=FILE, metavar="FILE", help="Keep measurements there, and use those that it holds."
+)
+@tuning(
+    "--tune-budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=60.0,
+    help="Time for these measurements, roughly (default 60).",
+)
 @FEEDING
 @WEIGHTS
 @writing("--dry-run", is_flag=True, help="Do everything but write; OUT.onnx may be left out.")
@@ -102,6 +115,8 @@ def fuse(ctx: click.Context, /, list_patterns: bool, **flags: Any) -> None:
         raise click.UsageError("name the model to read (IN.onnx)")
     if not flags["target"] and not flags["dry_run"]:
         raise click.UsageError("name the file to write (OUT.onnx), or give --dry-run")
+    if flags["tune_cache"] and not flags["tune"]:
+        raise click.UsageError("--tune-cache is for --tune; give both")
     pipeline.run(pipeline.Options(command=typed(ctx), **flags))
 
 

@@ -24,7 +24,26 @@ Type = tuple[int, tuple[int, ...]]
 """Of a tensor: that of its elements, and its extents."""
 
 _ELEMENTWISE = frozenset(
-    {"Add", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Sub", "Swish", "Tanh"}
+    {
+        "Add",
+        "Clip",
+        "Div",
+        "Elu",
+        "Erf",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Mul",
+        "PRelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Sub",
+        "Swish",
+        "Tanh",
+    }
 )
 """Operators that runtimes run together with a Conv before them."""
 

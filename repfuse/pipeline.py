@@ -24,11 +24,13 @@ from repfuse.fusion import FuseResult
 from repfuse.fusion import fuse_file as fuse
 from repfuse.inputs import Range, load_input_data, parse_input_range, parse_input_shape, resolve_inputs
 from repfuse.patterns import load_patterns
+from repfuse.plan import Plan
 from repfuse.remarks import Edit
 from repfuse.report import Report
 from repfuse.staging import staged
 from repfuse.stats import measure_file
 from repfuse.storage import Spill
+from repfuse.tuning import BUDGET, tune
 from repfuse.verification import Verifier
 from repfuse.voice import Tell, Voice
 
@@ -44,6 +46,9 @@ class Options:
         backend: `ort`, `openvino` or `all`.
         no_verify: Leave the comparison out.
         no_bench: Leave the measuring out.
+        tune: Decide by measuring which groups to fuse.
+        tune_cache: A file in which measurements are kept.
+        tune_budget: Seconds for them.
         keep_going: Leave blocks alone that do not match, in place of giving up.
         rtol: The largest error to accept; None for one made from the noise floor.
         threads: How many threads models run with.
@@ -66,6 +71,9 @@ class Options:
     backend: str = "all"
     no_verify: bool = False
     no_bench: bool = False
+    tune: bool = False
+    tune_cache: Path | None = None
+    tune_budget: float = BUDGET
     keep_going: bool = False
     rtol: float | None = None
     threads: int = 1
@@ -125,11 +133,15 @@ def run(options: Options) -> None:
 
 def _check_files(options: Options) -> None:
     """Find out before the work begins that a file cannot be written, or would overwrite another."""
-    reports = {"the JSON report": options.json, "the HTML report": options.report}
-    for path in filter(None, reports.values()):
+    written = {
+        "the JSON report": options.json,
+        "the HTML report": options.report,
+        "the tuning cache": options.tune_cache,
+    }
+    for path in filter(None, written.values()):
         if not path.absolute().parent.is_dir():
             raise BadInputError(f"{path}: there is no folder '{path.parent}'; make it first")
-    files = {"IN.onnx": options.source, "OUT.onnx": options.target, **reports}
+    files = {"IN.onnx": options.source, "OUT.onnx": options.target, **written}
     named = [(title, file) for title, file in files.items() if file]
     for (title, file), (other_title, other) in itertools.combinations(named, 2):
         if file.resolve() == other.resolve() or (file.exists() and other.exists() and file.samefile(other)):
@@ -162,6 +174,7 @@ class _Job:
         self._voice = voice
         self._feeding = _Feeding.of(options)
         self._left: list[Edit] = []
+        self._plan: Plan | None = None
         self._verifier: Verifier | None = None
 
     def run(self) -> None:
@@ -169,6 +182,8 @@ class _Job:
         options, found = self._options, self._found
         if self._feeding.given:  # a mistake in them is told before the work begins
             resolve_inputs(options.source, **self._feeding.resolving)
+        if options.tune:
+            self._tune()
         while bad := self._mismatches():
             found.bad_blocks += bad
             if not options.keep_going:
@@ -181,6 +196,22 @@ class _Job:
                 model_io.copy(options.source, options.target, external_data=options.external_data)
         found.written = not options.dry_run
         self._voice.say("", report.ending(found))
+
+    def _tune(self) -> None:
+        """Find out by measuring what to fuse, and tell."""
+        options, found = self._options, self._found
+        with self._voice.doing("Tuning") as tell:
+            tuning = tune(
+                options.source,
+                patterns=options.patterns or None,
+                backend=options.backend,
+                budget=options.tune_budget,
+                cache=options.tune_cache,
+                on_progress=tell,
+                **self._running,
+            )
+        self._plan, found.trials = tuning.plan, tuning.trials
+        self._voice.say(report.tuning(tuning), "")
 
     def _mismatches(self) -> list[BadBlock]:
         """Make an attempt, whose model is kept only if there is nothing that does not match."""
@@ -236,7 +267,9 @@ class _Job:
         with tempfile.TemporaryDirectory(dir=fused.parent) as folder:
             spill = Spill(Path(folder, "weights"))
             patterns = options.patterns or None
-            yield fuse(options.source, spill, patterns=patterns, leave=leave, on_progress=tell)
+            yield fuse(
+                options.source, spill, patterns=patterns, leave=leave, plan=self._plan, on_progress=tell
+            )
 
     def _write(self, result: FuseResult, fused: Path) -> None:
         model_io.write(result.model, fused, external_data=self._options.external_data)

@@ -17,7 +17,7 @@ from repfuse.groups import Groups
 from repfuse.ways import Merge
 from repfuse.window import Refusal
 
-BALANCES = (cost.MOVED, 8 * cost.MOVED, cost.MOVED / 4)
+BALANCES = (cost.MOVED, 4 * cost.MOVED, 16 * cost.MOVED, cost.MOVED / 4)
 """What an element moved costs; the first is what the cost model holds for true."""
 
 SLOWER = Refusal("was left alone: fusing it was not measured to be faster").reason

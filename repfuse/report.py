@@ -28,6 +28,7 @@ from repfuse.patterns import Pattern
 from repfuse.plain import as_plain
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.stats import Stats
+from repfuse.tuning import Trial, Tuning
 from repfuse.verification import Verification
 
 SCHEMA = 1
@@ -54,6 +55,7 @@ class Report:
         remarks: What was found: fused, or refused and why.
         before: The size of the original.
         after: The size of the fused model; None where nothing was fused.
+        trials: What measuring said of each place where something may be fused; empty without `--tune`.
         blocks: How each rewritten block compares, run by itself; empty where they were not run.
         bad_blocks: What does not match, and was left alone or kept the model from being written.
         verification: How the outputs compare; None where they were not compared.
@@ -68,6 +70,7 @@ class Report:
     remarks: Sequence[Remark] = ()
     before: Stats | None = None
     after: Stats | None = None
+    trials: Sequence[Trial] = ()
     blocks: Sequence[BlockCheck] = ()
     bad_blocks: list[BadBlock] = dataclasses.field(default_factory=list)
     verification: Verification | None = None
@@ -97,6 +100,26 @@ def groups(edits: Sequence[Edit], remarks: Sequence[Remark], *, verbose: bool) -
         rows += map(_row, fused)
     rows += _few_of_each_kind(refused, len(refused) if verbose else FEW)
     return Group(Text(head, "bold"), Padding(two_columns(rows), (0, 0, 0, 2)))
+
+
+def tuning(found: Tuning) -> RenderableType:
+    """How many places were measured, what that said, and which are slower fused."""
+    if not found.trials:
+        return Text("Tuned: there is nothing to measure")
+    verdicts = Counter(trial.verdict for trial in found.trials)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    rows = [
+        ("slower", f"'{trial.outputs[0]}': {_ratios(trial)}")
+        for trial in found.trials
+        if trial.verdict == "slower" and trial.outputs
+    ]
+    head = f"Tuned: {counted(len(found.trials), 'place')} where something may be fused: {told}"
+    measured = f"{counted(found.measured, 'comparison')} run"
+    return Group(Text(f"{head} ({measured})"), Padding(two_columns(rows), (0, 0, 0, 2)))
+
+
+def _ratios(trial: Trial) -> str:
+    return ", ".join(f"{ratio.value:.2f}x on {backend}" for backend, ratio in trial.ratios.items())
 
 
 def sizes(before: Stats, after: Stats) -> RenderableType:
@@ -257,6 +280,7 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
             "edits": report.edits,
             "remarks": report.remarks,
             "size": {"before": report.before, "after": report.after},
+            "trials": report.trials,
             "blocks": report.blocks,
             "bad_blocks": report.bad_blocks,
             "verification": report.verification,

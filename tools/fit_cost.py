@@ -1,9 +1,9 @@
 """Fit the constants of repfuse/cost.py to measured blocks, and say how often they tell a gain from a loss.
 
-The blocks are those of tools/bench_blocks.py, in several shapes, each against every alternative that repfuse knows of
-(`repfuse.plan`). What was measured is in tools/fit_cost.json, with what the cost model counts: multiply-adds of dense
-and of depthwise Convs, and elements moved. An alternative is a gain where it is faster by the geometric mean over the
-backends; a ratio within 2 % of 1 is a tie, which counts as right either way. Every third block is held out.
+The blocks are those of tools/bench_blocks.py, in several shapes, each against every alternative that repfuse knows
+of (`repfuse.plan`). What was measured is in tools/fit_cost.json, with what the cost model counts: multiply-adds of
+dense and of depthwise Convs, and elements moved. An alternative is a gain where it is faster by the geometric mean
+over the backends; a ratio within 2 % of 1 is a tie, which counts as right either way. Each third block is held out.
 
     python tools/fit_cost.py                    # fit, and print the confusion table of what was held out
     python tools/fit_cost.py --measure 600      # measure what is missing first, for so many seconds at most
@@ -123,9 +123,7 @@ def measured(block: Block, shape: Shape, meter: Meter) -> list[Sample]:
     forms = [Form(each, digest(each)) for each in (model, *others)]
     ratios: list[dict[str, float]] = [{} for _ in others]
     for backend in backends_named("all"):
-        found = meter.compare(
-            forms, backend, lambda: make_inputs(model, count=1, seed=0)[0], seconds=SECONDS
-        )
+        found = meter.compare(forms, backend, lambda: make_inputs(model, count=1, seed=0)[0], seconds=SECONDS)
         for each, ratio in zip(ratios, found or (), strict=True):
             each[backend.title] = round(ratio.value, 4)
     before = work(model)
@@ -178,7 +176,9 @@ def gains(sample: Sample, depthwise: float, moved: float) -> bool:
 
 def right(sample: Sample, depthwise: float, moved: float) -> bool:
     """Whether that is so; a tie is either."""
-    return abs(math.log(sample.ratio)) <= math.log1p(TIE) or gains(sample, depthwise, moved) == (sample.ratio > 1)
+    return abs(math.log(sample.ratio)) <= math.log1p(TIE) or gains(sample, depthwise, moved) == (
+        sample.ratio > 1
+    )
 
 
 def fitted(samples: Sequence[Sample]) -> tuple[float, float]:

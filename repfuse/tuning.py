@@ -142,6 +142,10 @@ class _Option:
     form: Form
 
 
+_Piece = tuple[Form, list[_Option]]
+"""A region cut out: as it is, and its alternatives."""
+
+
 class _Search:
     def __init__(
         self,
@@ -191,9 +195,7 @@ class _Search:
         )
         return Tuning(plan, trials, whole, self._meter.measured)
 
-    def _pieces(
-        self, regions: Sequence[Region], extents: Mapping[str, Sequence[int]]
-    ) -> list[tuple[Form, list[_Option]] | None]:
+    def _pieces(self, regions: Sequence[Region], extents: Mapping[str, Sequence[int]]) -> list[_Piece | None]:
         """Each region cut out, as it is and as its alternatives make it; None where that cannot be done."""
         original = model_io.read(self._path)
         types = types_of(original, extents)
@@ -201,7 +203,7 @@ class _Search:
         after = {balance: self._source(regions, balance, types) for balance in BALANCES}
         own = {region.outputs: set(region.outputs) for region in regions}
         others = set().union(*own.values())
-        pieces: list[tuple[Form, list[_Option]] | None] = []
+        pieces: list[_Piece | None] = []
         for region in regions:
             pieces.append(None)
             if region.graph:
@@ -224,44 +226,34 @@ class _Search:
         spill = Spill(self._folder / f"weights-{BALANCES.index(balance)}")
         return Source(fuse_file(self._path, spill, patterns=self._patterns, plan=Plan(made)).model, types)
 
-    def _measured(
-        self, pieces: Sequence[tuple[Form, list[_Option]] | None], budget: float
-    ) -> list[dict[float, Ratios]]:
+    def _measured(self, pieces: Sequence[_Piece | None], budget: float) -> list[dict[float, Ratios]]:
         """For each region the ratios of its alternatives, by their balance; none where there was no time."""
-        keyed = [piece and tuple(form.digest for form in _forms(piece)) for piece in pieces]
-        # What stands often is measured first: there is the most to be gained.
-        counts = Counter(key for key in keyed if key)
-        todo = [
-            (key, next(piece for piece, own in zip(pieces, keyed, strict=True) if own == key))
+        keyed = {tuple(form.digest for form in _forms(piece)): piece for piece in pieces if piece}
+        counts = Counter(tuple(form.digest for form in _forms(piece)) for piece in pieces if piece)
+        jobs = [  # what stands often is measured first: there is the most to be gained
+            (keyed[key], backend)
             for key, _ in counts.most_common()
-        ]
-        jobs = [
-            (key, piece, backend)
-            for key, piece in todo
             for backend in self._backends
-            if piece and not self._meter.knows(_forms(piece), backend)
+            if not self._meter.knows(_forms(keyed[key]), backend)
         ]
         seconds = _within(budget / max(1, len(jobs)) / _LOADING, _SECONDS[1])
         started = time.perf_counter()
-        for number, (_, piece, backend) in enumerate(jobs):
+        for number, (piece, backend) in enumerate(jobs):
             spent = time.perf_counter() - started
             if spent > budget:
                 break
             left = spent / number * (len(jobs) - number) if number else 2 * seconds * len(jobs)
             self._say(f"{number + 1} of {len(jobs)}, about {min(left, budget - spent):.0f} s left")
-            assert piece
             self._compare(piece, backend, seconds)
         return [self._known(piece) if piece else {} for piece in pieces]
 
-    def _compare(
-        self, piece: tuple[Form, list[_Option]], backend: Backend, seconds: float
-    ) -> list[Ratio] | None:
+    def _compare(self, piece: _Piece, backend: Backend, seconds: float) -> list[Ratio] | None:
         before = piece[0].model
         return self._meter.compare(
             _forms(piece), backend, lambda: make_inputs(before, count=1, seed=0)[0], seconds=seconds
         )
 
-    def _known(self, piece: tuple[Form, list[_Option]]) -> dict[float, Ratios]:
+    def _known(self, piece: _Piece) -> dict[float, Ratios]:
         """What is known of a region's alternatives; nothing if some backend's measurement is missing."""
         if not all(self._meter.knows(_forms(piece), backend) for backend in self._backends):
             return {}
@@ -319,9 +311,7 @@ class _Decision:
     ratios: Ratios
 
 
-def _decide(
-    region: Region, piece: tuple[Form, list[_Option]] | None, found: Mapping[float, Ratios]
-) -> _Decision:
+def _decide(region: Region, piece: _Piece | None, found: Mapping[float, Ratios]) -> _Decision:
     own = BALANCES[0] if BALANCES[0] in region.alternatives else None
     if piece is None or not found:
         return _Decision(own, "unmeasured", {})
@@ -329,7 +319,7 @@ def _decide(
     best = _best(winners)
     if best:
         return _Decision(best[0], "faster", best[1])
-    if own in found:
+    if own is not None and own in found:
         verdict = _verdict(found[own])
         return _Decision(own if verdict == "same" else None, verdict, found[own])
     return _Decision(None, "slower", next(iter(found.values())))
@@ -381,7 +371,7 @@ def _plan(regions: Sequence[Region], balances: Sequence[float | None]) -> Plan:
     return Plan(made, frozenset(left))
 
 
-def _forms(piece: tuple[Form, list[_Option]]) -> list[Form]:
+def _forms(piece: _Piece) -> list[Form]:
     return [piece[0], *(option.form for option in piece[1])]
 
 

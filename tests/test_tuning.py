@@ -1,0 +1,284 @@
+"""What is fused is what measures faster: each group, then the whole model; measured once, and kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from blocks import build
+from commandline import enter_folder, repfuse
+from onnx import helper
+
+from repfuse import BadInputError, Tuning, fuse, tune
+from repfuse.backends import OnnxRuntime
+from repfuse.extract import Source, digest, types_of
+from repfuse.feeds import make_inputs
+from repfuse.fusion import regions_of
+from repfuse.meter import Form, Meter
+from repfuse.patterns import Example, load_patterns
+from repfuse.plan import BALANCES, SLOWER, Plan
+
+REPVGG = next(pattern for pattern in load_patterns() if pattern.slug == "repvgg")
+BRANCHES = Example("", ("conv3x3 bn", "conv1x1 bn", "bn"), channels=(4, 4))
+STRIPS = Example("", ("dwconv1x9", "dwconv9x1", "dwconv3x3"), channels=(4, 4), groups=4)
+"""Merged in part by the cost model; all of it is one 9x9 where moving is dear."""
+
+BLOCKS = 3
+
+
+def network(example: Example = BRANCHES, **options: int) -> onnx.ModelProto:
+    return build(REPVGG, example, extents=(12, 12), repeat=BLOCKS, **options)
+
+
+Measure = Callable[[Sequence[onnx.ModelProto], str, bool], list[float]]
+"""From forms, a backend's name, and whether these are whole models: by how much each is faster than the first."""
+
+
+@pytest.fixture
+def measuring(monkeypatch: pytest.MonkeyPatch) -> Callable[[Measure], list[str]]:
+    """Let a function say what is measured; gives a list to which the backend of each measurement is added."""
+
+    def install(measure: Measure) -> list[str]:
+        asked: list[str] = []
+
+        def measured(
+            _: Meter, forms: Sequence[Form], backend: OnnxRuntime, *rest: object
+        ) -> list[tuple[float, float, float, float]]:
+            asked.append(backend.name)
+            whole = isinstance(forms[0].model, Path)
+            models = [onnx.load(form.model) if whole else form.model for form in forms]  # type: ignore[arg-type]
+            ratios = measure(models, backend.name, whole)  # type: ignore[arg-type]
+            return [(ratio, ratio * 0.99, ratio * 1.01, 1.0) for ratio in ratios]
+
+        monkeypatch.setattr(Meter, "_measure", measured)
+        return asked
+
+    return install
+
+
+def by_nodes(models: Sequence[onnx.ModelProto], *_: object) -> list[float]:
+    """A runtime to which each node costs the same."""
+    return [len(models[0].graph.node) / len(model.graph.node) for model in models[1:]]
+
+
+def all_alike(value: float) -> Measure:
+    return lambda models, *_: [value] * (len(models) - 1)
+
+
+@pytest.mark.parametrize(
+    ("measure", "fused", "verdict"),
+    [
+        pytest.param(by_nodes, BLOCKS, "faster", id="faster"),
+        pytest.param(all_alike(0.9), 0, "slower", id="slower"),
+        pytest.param(all_alike(1.001), BLOCKS, "same", id="same: the cost model decides"),
+        pytest.param(
+            lambda models, backend, whole: [2.0 if backend == "ort" else 0.95] * (len(models) - 1),
+            0,
+            "slower",
+            id="slower on one backend",
+        ),
+        pytest.param(
+            lambda models, backend, whole: [0.9 if whole else 1.2] * (len(models) - 1),
+            0,
+            "faster",
+            id="slower as a whole",
+        ),
+        pytest.param(
+            lambda models, backend, whole: [0.985 if whole else 1.2] * (len(models) - 1),
+            0,
+            "faster",
+            id="hardly slower as a whole",
+        ),
+    ],
+)
+def test_what_is_fused(
+    measuring: Callable[[Measure], list[str]], measure: Measure, fused: int, verdict: str
+) -> None:
+    measuring(measure)
+    model = network()
+    tuning = tune(model)
+    result = fuse(model, plan=tuning.plan)
+    assert len(result.edits) == fused
+    assert {trial.verdict for trial in tuning.trials} == {verdict}
+    assert [trial.fused for trial in tuning.trials] == [fused > 0] * BLOCKS
+    assert sum(SLOWER in remark.message for remark in result.remarks) == BLOCKS - fused
+
+
+def test_only_what_is_faster_is_fused_where_blocks_differ(measuring: Callable[[Measure], list[str]]) -> None:
+    first = network()
+    second = onnx.compose.add_prefix(network(STRIPS), "second/")
+    del second.opset_import[:]
+    second.opset_import.extend(first.opset_import)
+    model = onnx.compose.merge_models(first, second, io_map=[("y", "second/x")])
+    model = helper.make_model(model.graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+
+    def measure(models: Sequence[onnx.ModelProto], backend: str, whole: bool) -> list[float]:
+        kernels = {tuple(tensor.dims[2:]) for tensor in models[0].graph.initializer if len(tensor.dims) == 4}
+        return [1.5 if whole or (1, 1) in kernels else 0.8] * (len(models) - 1)
+
+    measuring(measure)
+    tuning = tune(model)
+    result = fuse(model, plan=tuning.plan)
+    assert len(result.edits) == BLOCKS
+    assert not any(edit.output.startswith("second/") for edit in result.edits)
+
+
+def test_an_alternative_is_taken_where_it_is_faster(measuring: Callable[[Measure], list[str]]) -> None:
+    model = network(STRIPS)
+    measuring(by_nodes)  # fewer nodes: all three become one
+    result = fuse(model, plan=tune(model).plan)
+    assert [edit.kernel for edit in result.edits] == ["9x9 4->4, depthwise"] * BLOCKS
+    assert len(fuse(model).model.graph.node) > len(result.model.graph.node)
+
+
+def test_equal_blocks_are_measured_once(measuring: Callable[[Measure], list[str]]) -> None:
+    asked = measuring(by_nodes)
+    tuning = tune(network(), backend="ort")
+    assert len(asked) == tuning.measured == 2  # a block, and the whole
+    assert len(tuning.trials) == BLOCKS
+
+
+def test_measurements_are_kept(measuring: Callable[[Measure], list[str]], tmp_path: Path) -> None:
+    cache = tmp_path / "measured.json"
+    asked = measuring(by_nodes)
+    first = tune(network(), cache=cache)
+    assert asked
+    asked.clear()
+    second = tune(network(seed=1), cache=cache)  # other weights
+    assert not asked
+    assert second.measured == 0
+    assert second.plan == first.plan
+    assert second.trials == first.trials
+    tune(network(), cache=cache, threads=2)
+    assert asked
+    kept = json.loads(cache.read_text("utf-8"))["measurements"].values()
+    assert {entry["threads"] for entry in kept} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"format": 2, "measurements": {}}', '{"format": 1, "measurements": {"a": 1}}'],
+)
+def test_a_file_without_measurements_is_refused(tmp_path: Path, content: str) -> None:
+    cache = tmp_path / "measured.json"
+    cache.write_text(content, "utf-8")
+    with pytest.raises(BadInputError, match=r"measured\.json: holds no measurements"):
+        tune(network(), cache=cache)
+    assert cache.read_text("utf-8") == content
+
+
+def test_without_time_the_cost_model_decides() -> None:
+    tuning = tune(network(), backend="ort", budget=1e-9)
+    assert {trial.verdict for trial in tuning.trials} <= {"unmeasured", "faster", "same", "slower"}
+    assert any(trial.verdict == "unmeasured" for trial in tuning.trials)
+
+
+def test_a_real_run(tmp_path: Path) -> None:
+    model = network()
+    onnx.save(model, tmp_path / "model.onnx")
+    told: list[str] = []
+    tuning = tune(tmp_path / "model.onnx", backend="ort", budget=0.5, on_progress=told.append)
+    assert isinstance(tuning, Tuning)
+    assert all(ratio.value > 0.2 for trial in tuning.trials for ratio in trial.ratios.values())
+    assert any("s left" in line for line in told)
+    fuse(model, plan=tuning.plan)
+
+
+def test_a_model_without_groups_needs_no_time() -> None:
+    model = network(Example("", ("conv3x3",), channels=(4, 4)))
+    assert tune(model) == Tuning(Plan(), (), {}, 0)
+
+
+def test_a_plan_of_nothing_fuses_nothing() -> None:
+    model = network()
+    result = fuse(model, plan=Plan())
+    assert not result.changed
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_a_part_runs_and_has_the_shape_of_its_place(balance: float) -> None:
+    model = network(STRIPS)
+    types = types_of(model, {})
+    (region, *_) = regions_of(model)
+    part = Source(model, types).cut(region.inputs, region.outputs)
+    assert part
+    onnx.checker.check_model(part)
+    outputs = OnnxRuntime().load(part, threads=1).run(make_inputs(part, count=1, seed=0)[0])
+    assert {name: value.shape for name, value in outputs.items()} == {
+        name: types[name][1] for name in region.outputs
+    }
+    assert all(np.isfinite(value).all() for value in outputs.values())
+
+
+def test_a_digest_is_of_structure() -> None:
+    def cut(model: onnx.ModelProto) -> str:
+        (region, *_) = regions_of(model)
+        part = Source(model, types_of(model, {})).cut(region.inputs, region.outputs)
+        assert part
+        return digest(part)
+
+    assert cut(network()) == cut(network(seed=1)) == cut(onnx.compose.add_prefix(network(), "other/"))
+    assert cut(network()) != cut(network(STRIPS))
+    larger = build(REPVGG, BRANCHES, extents=(13, 12), repeat=BLOCKS)
+    assert cut(network()) != cut(larger)
+
+
+def test_what_follows_element_by_element_comes_along() -> None:
+    model = network()
+    regions = regions_of(model)
+    source = Source(model, types_of(model, {}))
+    others = {name for region in regions for name in region.outputs}
+    ends = source.followers(regions[0].outputs, others)
+    assert ends != regions[0].outputs
+    assert next(node.op_type for node in model.graph.node if node.output[0] == ends[0]) == "Relu"
+
+
+def test_the_command_line(
+    measuring: Callable[[Measure], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter_folder(tmp_path, monkeypatch)
+    onnx.save(network(), "in.onnx")
+    measuring(all_alike(0.9))
+    result = repfuse(
+        "in.onnx", "out.onnx", "--no-bench", "--tune", "--tune-cache", "m.json", "--json", "r.json"
+    )
+    assert result.exit_code == 0, result.output
+    assert f"Tuned: {BLOCKS} places where something may be fused: {BLOCKS} slower" in result.output
+    assert "0.90x on ONNX Runtime" in result.output
+    assert f"{BLOCKS} groups found: 0 fused" in result.output
+    trials = json.loads(Path("r.json").read_text("utf-8"))["trials"]
+    assert [trial["verdict"] for trial in trials] == ["slower"] * BLOCKS
+    assert Path("m.json").exists()
+    measuring(by_nodes)
+    assert repfuse("in.onnx", "out.onnx", "--no-bench", "--tune").exit_code == 0
+    assert len(onnx.load("out.onnx").graph.node) < len(onnx.load("in.onnx").graph.node)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tune-cache", "m.json"), "--tune-cache is for --tune"),
+        (("--tune", "--tune-cache", "in.onnx"), "would overwrite"),
+        (("--tune", "--tune-cache", "none/m.json"), "there is no folder 'none'"),
+    ],
+)
+def test_a_cache_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    enter_folder(tmp_path, monkeypatch)
+    onnx.save(network(), "in.onnx")
+    result = repfuse("in.onnx", "out.onnx", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_the_mean_over_backends_decides(measuring: Callable[[Measure], list[str]]) -> None:
+    measuring(lambda models, backend, whole: [1.0 if backend == "ort" else 1.1] * (len(models) - 1))
+    (trial, *_) = tune(network()).trials
+    assert trial.verdict == "faster"
+    assert math.isclose(math.prod(ratio.value for ratio in trial.ratios.values()), 1.1)
