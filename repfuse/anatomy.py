@@ -225,7 +225,8 @@ class Walker:
         kind, name = self._scope.nodes[position].op_type, self._scope.name(position)
         lifted = self._groups.lifted.get(position)
         if lifted is None:
-            if position in self._groups.joins:
+            groups = self._groups
+            if any(position in each for each in (groups.joins, groups.stacks, groups.splits)):
                 return Op(kind, name, "")
             blocked = self._groups.blocked.get(position)
             return Op(kind, name, f"({blocked.reason if blocked is not None else 'is not linear'})")
@@ -253,7 +254,7 @@ class _Teller:
             edit = edits.get(remark.node) if remark.outcome is Outcome.FUSED else None
             if edit:
                 gone = {positions[name] for name in edit.removed}
-                whole = self._branch(self._scope.nodes[root].output[0], gone.__contains__)
+                whole = self._branch(edit.output, gone.__contains__)
                 yield Story(remark, whole, self._cost(gone, edit))
             else:
                 yield Story(remark, self._branch(self._scope.nodes[root].output[0], self._is_before(root)))

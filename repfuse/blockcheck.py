@@ -59,7 +59,7 @@ _PLACES = ((0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (1.0, 1.0))
 _NOISE = (1.0, 50.0)
 """Deviations of dense noise. What only looks linear near zero does not agree on both."""
 
-_KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub"}
+_KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Concat"}
 """What new nodes are, but for those that move or average elements."""
 
 _LARGEST = 2**25
@@ -145,6 +145,7 @@ class _Block:
         assert after is not None
         self._after = after.wide()
         self._carried = None if {node.op_type for node in added} <= _KERNELS else _rounded_off(added, after)
+        self._concat = next((node for node in added if node.op_type == "Concat"), None)
         shifts = {node.output[0]: node for node in added if node.op_type == "Add"}
         self._convs = [
             _Conv.of(_chain(node, added, after), after, original.shape_of, shifts.get(node.input[0]))
@@ -254,9 +255,8 @@ class _Block:
         assert self._before is not None
         try:
             bound = self._bound(sources)
-            # What is added to the merged Convs is as large as they are.
-            others = self._inputs - sources.keys()
-            feeds = {**sources, **{name: random.normal(size=bound.shape) for name in sorted(others)}}
+            others = sorted(self._inputs - sources.keys())
+            feeds = {**sources, **{name: random.normal(size=self._beside(name, bound)) for name in others}}
             actual = self._after.run(feeds)[self._output]
         except UnrunnableError:
             return math.inf
@@ -286,10 +286,45 @@ class _Block:
     def _bound(self, sources: Mapping[str, Array]) -> Array:
         """How far rounding the weights may move each output: the smaller of the module's two bounds."""
         always, nearly = (
-            sum(conv.rounding(sources[conv.source], power) for conv in self._convs) for power in (1, 2)
+            {conv.output: conv.rounding(sources[conv.source], power) for conv in self._convs}
+            for power in (1, 2)
         )
-        shifts = sum(conv.rounding_of_shift(sources[conv.source]) for conv in self._convs)
-        return np.asarray(np.minimum(always, _HOEFFDING * np.sqrt(nearly)) + shifts)
+        shifts = {
+            conv.output: np.broadcast_to(
+                conv.rounding_of_shift(sources[conv.source]), always[conv.output].shape
+            )
+            for conv in self._convs
+        }
+        bound = np.minimum(self._joined(always), _HOEFFDING * np.sqrt(self._joined(nearly)))
+        return np.asarray(bound + self._joined(shifts))
+
+    def _joined(self, parts: Mapping[str, Array]) -> Array:
+        """What the new nodes give if those with weights give `parts`, and nothing is rounded beside them."""
+        if self._concat is None:
+            return np.asarray(sum(parts.values()))
+        like = next(iter(parts.values()))
+        values = [
+            parts[name] if name in parts else np.zeros(self._beside(name, like))
+            for name in self._concat.input
+        ]
+        return np.concatenate(values, self._axis)
+
+    def _beside(self, name: str, like: Array) -> tuple[int, ...]:
+        """The shape of a tensor that is added to one, or stands beside it in the Concat."""
+        if self._concat is None:
+            return like.shape
+        shape, known = list(like.shape), self._shape_of(name) or ()
+        channels = known[self._axis] if known else None
+        if not isinstance(channels, int):
+            raise UnrunnableError("It stands beside a tensor of an unknown number of channels.")
+        shape[self._axis] = channels
+        return tuple(shape)
+
+    @property
+    def _axis(self) -> int:
+        """The axis of the Concat."""
+        assert self._concat is not None
+        return int(helper.get_attribute_value(self._concat.attribute[0]))
 
 
 @dataclass(frozen=True)
@@ -372,6 +407,11 @@ class _Conv:
                 around.imports,
             ),
         )
+
+    @property
+    def output(self) -> str:
+        """What it computes."""
+        return self.part.nodes[-1].output[0]
 
     def least_outputs(self) -> Array:
         """How many outputs there must be along each axis so that each tap meets the map's inside and outside."""

@@ -16,17 +16,25 @@ class Candidate:
 
     Attributes:
         root: The node whose output the rewrite computes.
-        merges: Each becomes one Conv.
-        rest: Operands that are added to them as they are.
+        rewrite: What becomes of it.
         replaced: Nodes that the rewrite makes superfluous, `root` among them.
         saving: What it saves, as a share of what these nodes cost; estimated.
     """
 
     root: int
-    merges: tuple[Merge, ...]
-    rest: tuple[Operand, ...]
+    rewrite: Rewrite
     replaced: frozenset[int]
     saving: float
+
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        """Each becomes one Conv."""
+        return self.rewrite.merges
+
+    @property
+    def rest(self) -> tuple[Operand, ...]:
+        """Operands that are added to them, or stand beside them in a Concat, as they are."""
+        return self.rewrite.rest
 
 
 def choose(groups: Groups, fits: Callable[[Merge], bool] = lambda _: True) -> list[Candidate]:
@@ -54,7 +62,7 @@ def choose(groups: Groups, fits: Callable[[Merge], bool] = lambda _: True) -> li
             replaced |= {inside for each in replaced for inside in _inside(groups, each)}
             staying |= replaced
             saving = 1 - options[position][chosen[position]].cost / before
-            found.append(Candidate(position, rewrite.merges, rewrite.rest, frozenset(replaced), saving))
+            found.append(Candidate(position, rewrite, frozenset(replaced), saving))
     return found[::-1]
 
 

@@ -65,7 +65,8 @@ class _Reader:
     def merged(self, merge: Merge) -> EquivalentKernel:
         """The sum of a merge's terms."""
         branches = [_signed(self.kernel_of(term.tensor), term.sign) for term in merge.terms]
-        total = branches[0] if len(branches) == 1 else self.sum(branches)
+        join = self.stack if merge.stacked else self.sum
+        total = branches[0] if len(branches) == 1 else join(branches)
         total = kernel.placed(total, merge.window) if merge.path else total
         return kernel.trimmed(kernel.emittable(total))
 
@@ -84,7 +85,7 @@ class _Reader:
                 pending += missing
             else:
                 assert position is not None
-                self._known[current] = self._apply(position)
+                self._known[current] = self._apply(current, position)
                 pending.pop()
         return self._known[tensor]
 
@@ -101,10 +102,19 @@ class _Reader:
             raise _BordersDifferError
         return kernel.add(branches, window)
 
-    def _apply(self, position: int) -> EquivalentKernel:
+    def stack(self, branches: Sequence[EquivalentKernel]) -> EquivalentKernel:
+        """Put branches' outputs one behind the other; their windows are known to fit."""
+        window = self._groups.stack([branch.window for branch in branches], self._source)
+        if isinstance(window, Refusal) or kernel.common_outside(branches) is None:
+            raise _BordersDifferError
+        return kernel.stack(branches, window)
+
+    def _apply(self, tensor: str, position: int) -> EquivalentKernel:
         if position in self._groups.carries:
             return self._known[self._groups.carries[position].source]
-        lifted = self._groups.lifted.get(position)
+        if position in self._groups.stacks:
+            return self.stack([self._known[name] for name in self._groups.stacks[position]])
+        lifted = self._groups.op(tensor)
         if lifted is None:
             operands, _ = self._groups.flattened(position)
             branches = [_signed(self._known[operand.tensor], operand.sign) for operand in operands]

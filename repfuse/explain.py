@@ -22,7 +22,8 @@ def refusals(
 
     A join of which only some operands were merged has one, too, if another operand follows from their source.
     """
-    found = [(each.root, _left_out(groups, each)) for each in chosen if each.rest]
+    partial = (each for each in chosen if each.rest and each.root in groups.joins)
+    found = [(each.root, _left_out(groups, each)) for each in partial]
     gone = {position for candidate in chosen for position in candidate.replaced}
     for position in sorted(groups.joins.keys() - gone, reverse=True):
         if position not in gone:

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from repfuse import window
+from onnx import NodeProto
+
+from repfuse import lift_space, window
 from repfuse.carried import CARRIES, Carried
 from repfuse.carry import CARRIERS, Carry
 from repfuse.forms import ITSELF, CarriedForm, Form, kept
 from repfuse.frames import Frames
 from repfuse.idioms import idiom_nodes
 from repfuse.lift import LIFTERS, lift
-from repfuse.lifted import Lifted
+from repfuse.lifted import SELECT, Lifted
+from repfuse.operands import attributes_of
 from repfuse.view import Scope
 from repfuse.window import Layout, Refusal, Window
 
@@ -48,6 +51,8 @@ class Groups:
         scope: The graph.
         lifted: Linear nodes by position.
         joins: The operands of each join by its position.
+        stacks: The operands of each Concat of channels by its position.
+        splits: The tensor that a Split of channels acts on, by its position.
         carries: Ops that carry channels, by position.
         blocked: Why a node is not linear, or cannot be merged with what is before it, by position.
     """
@@ -56,7 +61,10 @@ class Groups:
         self.scope = scope
         self.lifted: dict[int, Lifted] = {}
         self.joins: dict[int, tuple[Operand, ...]] = {}
+        self.stacks: dict[int, tuple[str, ...]] = {}
+        self.splits: dict[int, str] = {}
         self.blocked: dict[int, Refusal] = {}
+        self._parts: dict[str, Lifted] = {}
         self._forms: dict[str, dict[str, Form]] = {}
         self._frames = Frames(scope)
         self._sums: dict[tuple[Window, ...], Window | Refusal] = {}
@@ -86,8 +94,28 @@ class Groups:
         return self._carried.forms(tensor) if position in self.lifted else {}
 
     def is_linear(self, position: int) -> bool:
-        """Whether a node is a linear op, a join, or carries channels."""
-        return position in self.lifted or position in self.joins or position in self.carries
+        """Whether a node is a linear op, a join, takes channels apart or puts them together, or carries them."""
+        kinds = (self.lifted, self.joins, self.carries, self.stacks, self.splits)
+        return any(position in kind for kind in kinds)
+
+    def op(self, tensor: str) -> Lifted | None:
+        """The linear op that computes a tensor; each output of a Split has its own."""
+        position = self.scope.producer(tensor)
+        found = self._parts.get(tensor)
+        return found if found or position is None else self.lifted.get(position)
+
+    def output(self, position: int) -> str:
+        """What a linear node computes: of a Split, the first output that something uses."""
+        first, *others = self.scope.nodes[position].output
+        used = (name for name in (first, *others) if name and self._is_used(name))
+        return next(used, first) if position in self.splits else first
+
+    def computes_one(self, position: int) -> bool:
+        """Whether at most one output of a node is used."""
+        return sum(self._is_used(name) for name in self.scope.nodes[position].output if name) < 2
+
+    def _is_used(self, tensor: str) -> bool:
+        return bool(self.scope.consumers(tensor)) or tensor in self.scope.kept
 
     def data_inputs(self, position: int) -> tuple[str, ...]:
         """The operands of a linear node or join that are not constant."""
@@ -95,6 +123,10 @@ class Groups:
             return (self.lifted[position].source,)
         if position in self.carries:
             return (self.carries[position].source,)
+        if position in self.splits:
+            return (self.splits[position],)
+        if position in self.stacks:
+            return self.stacks[position]
         return tuple(operand.tensor for operand in self.joins.get(position, ()))
 
     def sum(self, windows: Sequence[Window], source: str) -> Window | Refusal:
@@ -104,9 +136,18 @@ class Groups:
         if total is None:
             total = self._sums[key] = window.add(windows)
         if isinstance(total, Refusal) and total.extents_would_help:
-            shape = self.scope.shape_of(source) or ()
-            return window.add(windows, [n if isinstance(n, int) else None for n in shape[2:]])
+            return window.add(windows, self._extents(source))
         return total
+
+    def stack(self, windows: Sequence[Window], source: str) -> Window | Refusal:
+        """`window.stack` likewise."""
+        total = window.stack(windows)
+        if isinstance(total, Refusal) and total.extents_would_help:
+            return window.stack(windows, self._extents(source))
+        return total
+
+    def _extents(self, tensor: str) -> list[int | None]:
+        return [n if isinstance(n, int) else None for n in (self.scope.shape_of(tensor) or ())[2:]]
 
     def flattened(self, position: int) -> tuple[tuple[Operand, ...], tuple[int, ...]]:
         """The operands of a tree of joins, and its joins: inner joins that nothing else uses dissolve."""
@@ -137,6 +178,10 @@ class Groups:
                 self.joins[position] = operands
                 self._keep(node.output[0], self._forms_of_join(position))
                 return
+        if node.op_type in ("Concat", "Split") and node.domain in ("", "ai.onnx"):
+            found = self._visit_concat(position) if node.op_type == "Concat" else self._visit_split(position)
+            if found:
+                return
         framed = self._frames.lift(position, self.lifted, self.blocked)
         if not framed and node.op_type in CARRIERS:
             if self._carried.visit(position, self._forms.get(node.input[0], {})):
@@ -153,6 +198,52 @@ class Groups:
         self.lifted[position] = lifted
         self._keep(node.output[0], self._forms_of_linear(position, lifted))
         self._carried.compose(node.output[0], lifted)
+
+    def _visit_concat(self, position: int) -> bool:
+        """Add a Concat, if channels of what follows linearly from something are among those that it stacks."""
+        node = self.scope.nodes[position]
+        layouts = self._layouts(node)
+        columns = [self.forms(name) for name in node.input]
+        known = (form.window for column in columns for form in column.values())
+        if not any(each.channels and each.layout in layouts for each in known):
+            return False
+        if any(self.scope.constants.follows(name) for name in node.input):
+            return False
+        self.stacks[position] = tuple(node.input)
+        found: dict[str, Form] = {}
+        for source in columns[0]:
+            forms = [column[source] for column in columns if source in column]
+            if len(forms) == len(columns):
+                total = self.stack([form.window for form in forms], source)
+                if isinstance(total, Refusal):
+                    self.blocked.setdefault(position, total)
+                elif total.layout in layouts:
+                    found[source] = Form(total, any(form.is_weighted for form in forms))
+        self._keep(node.output[0], found)
+        return True
+
+    def _layouts(self, node: NodeProto) -> set[Layout]:
+        """Where channels must be for a Concat to stack them."""
+        axis: int = attributes_of(node).get("axis", 1)
+        shape = self.scope.shape_of(node.output[0])
+        if shape is not None:
+            axis %= len(shape)
+        second = {Layout.SECOND, Layout.FLAT} if axis == 1 else set()
+        is_last = axis == -1 or (shape is not None and axis == len(shape) - 1)
+        return second | ({Layout.LAST, Layout.FLAT} if is_last and axis else set())
+
+    def _visit_split(self, position: int) -> bool:
+        """Add a Split of channels; each output has forms of its own."""
+        node = self.scope.nodes[position]
+        parts = lift_space.split(node, self.scope)
+        if isinstance(parts, Refusal):
+            self.blocked[position] = parts
+            return False
+        self.splits[position] = node.input[0]
+        for name, lifted in parts.items():
+            self._parts[name] = lifted
+            self._keep(name, self._forms_of_linear(position, lifted))
+        return True
 
     def _keeps_shape(self, lifted: Lifted) -> bool:
         """Whether a constant operand is known not to enlarge the tensor that it meets."""
@@ -185,6 +276,11 @@ class Groups:
         weighted = bool(lifted.weight_type)
         found: dict[str, Form] = {}
         for source, form in self.forms(lifted.source).items():
+            if lifted.ops == (SELECT,) and form.window.depthwise and form.window.taps > 1:
+                self.blocked[position] = Refusal(
+                    "selects channels of a depthwise Conv: as one, it would be dense"
+                )
+                continue
             composed = window.compose(form.window, lifted.window)
             if isinstance(composed, Refusal):
                 self.blocked[position] = composed

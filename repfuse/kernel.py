@@ -129,6 +129,29 @@ def add(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel
     return EquivalentKernel(window, weight, bias, outside)
 
 
+def stack(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKernel:
+    """Parallel kernels with their outputs one behind the other (transform IV): `W = [W_1; W_2; ...]`.
+
+    Args:
+        kernels: The branches.
+        window: Their geometry together, which `window.stack` gives.
+
+    Raises:
+        ValueError: Padded branches find different values outside.
+    """
+    outside = common_outside(kernels)
+    if outside is None:
+        raise ValueError("the outside values differ")
+    _, inputs = window.channels or (1, 1)
+    weights, biases = [], []
+    for each in kernels:
+        count, _ = each.window.channels or (inputs, inputs)
+        rows = _embedded(each, replace(window, channels=(count, inputs)))
+        weights.append(rows.weight)
+        biases.append(np.broadcast_to(rows.bias, (count,)))
+    return EquivalentKernel(window, np.concatenate(weights), np.concatenate(biases), outside)
+
+
 def common_outside(kernels: Sequence[EquivalentKernel]) -> Array | None:
     """The outside value of all kernels that read it; None where they differ by more than float64 rounds."""
     values = [kernel.outside for kernel in kernels if kernel.window.padded]

@@ -1,4 +1,4 @@
-"""Lifting the operators that move over space or select channels: AveragePool, Pad, Slice and Gather."""
+"""Lifting the operators that move over space or select channels: AveragePool, Pad, Slice, Gather, Split."""
 
 from __future__ import annotations
 
@@ -110,3 +110,24 @@ def gather(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     if any(not -count <= index < count for index in chosen):
         return Refusal("gathers something other than channels of a known number")
     return selected(node.input[0], [index % count for index in chosen], count)
+
+
+def split(node: NodeProto, scope: Scope) -> dict[str, Lifted] | Refusal:
+    """Lift each output of a Split of channels; sizes are an input from version 13 on."""
+    attributes = attributes_of(node)
+    shape = scope.shape_of(node.input[0]) or ()
+    axis = attributes.get("axis", 0)
+    if len(shape) < 3 or axis % len(shape) != 1 or not isinstance(shape[1], int):
+        return Refusal("splits something other than channels of a known number")
+    count, parts = shape[1], len(node.output)
+    largest = -(-count // parts)
+    equal = [min(largest, count - number * largest) for number in range(parts)]
+    sizes = integers_at(node, 1, scope, attributes.get("split", equal))
+    if sizes is None or len(sizes) != parts or sum(sizes) != count or min(sizes) < 1:
+        return Refusal("splits into parts of sizes that are computed at run time, or do not fit")
+    bounds = np.cumsum([0, *sizes])
+    return {
+        name: selected(node.input[0], range(bounds[number], bounds[number + 1]), count)
+        for number, name in enumerate(node.output)
+        if name
+    }

@@ -12,6 +12,9 @@ from repfuse.kernel import Array, EquivalentKernel
 from repfuse.patterns import Op
 from repfuse.window import Axis, Layout, Refusal, Window
 
+SELECT = Op("select")
+"""What a choice of channels is called."""
+
 
 @dataclass(frozen=True)
 class Lifted:
@@ -78,7 +81,7 @@ def selected(source: str, indices: Sequence[int], channels: int) -> Lifted:
     def read() -> EquivalentKernel:
         return EquivalentKernel(geometry, np.eye(channels)[list(indices)], np.zeros(len(indices)))
 
-    return Lifted(source, geometry, read, (Op("select"),))
+    return Lifted(source, geometry, read, (SELECT,))
 
 
 def op_of(kind: str, geometry: Window, *, depthwise: bool = False) -> Op:

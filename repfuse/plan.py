@@ -79,7 +79,7 @@ def regions(groups: Groups, fits: Fits) -> list[Region]:
         known: set[tuple[object, ...]] = set()
         for balance, choice in choices.items():
             inside = [each for each in choice if each.root in nodes]
-            what = tuple((each.root, each.merges, each.rest) for each in inside)
+            what = tuple((each.root, each.rewrite) for each in inside)
             if inside and what not in known:
                 known.add(what)
                 alternatives[balance] = tuple(place_of(groups, each) for each in inside)
@@ -89,7 +89,7 @@ def regions(groups: Groups, fits: Fits) -> list[Region]:
 
 def place_of(groups: Groups, candidate: Candidate) -> Place:
     """Where a candidate is."""
-    return groups.scope.label, groups.scope.nodes[candidate.root].output[0]
+    return groups.scope.label, groups.output(candidate.root)
 
 
 def _choice(groups: Groups, fits: Fits, balance: float) -> list[Candidate]:

@@ -12,7 +12,7 @@ from onnx import NodeProto, helper, numpy_helper
 from repfuse.carry import axis_of
 from repfuse.choose import Candidate
 from repfuse.derive import Derived, derive
-from repfuse.groups import Groups
+from repfuse.groups import Groups, Operand
 from repfuse.patch import Patch
 from repfuse.remarks import Edit, Outcome, Remark, label
 from repfuse.ways import Merge
@@ -48,7 +48,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         pattern=pattern,
         graph=scope.label,
         source=", ".join(dict.fromkeys(merge.source for merge in candidate.merges)),
-        output=scope.nodes[candidate.root].output[0],
+        output=groups.output(candidate.root),
         removed=tuple(scope.name(position) for position in sorted(candidate.replaced)),
         added=tuple(label(node.op_type, node.name, node.output) for node in nodes),
         kernel=", ".join(describe(each.window) + _STAYS * (each.shift is not None) for each in derived),
@@ -79,17 +79,40 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
     root = groups.scope.nodes[candidate.root]
     stem = root.name or root.output[0]
     nodes: list[NodeProto] = []
-    sums = []
-    for merge, each in zip(candidate.merges, derived, strict=True):
-        nodes += _merged(groups, merge, each, stem, patch)
-        sums.append((nodes[-1].output[0], 1))
-    (total, _), *adds = sums + [(operand.tensor, operand.sign) for operand in candidate.rest]
-    for tensor, sign in adds:
-        name = patch.fresh(f"{stem}/fused_add")
-        nodes.append(helper.make_node("Add" if sign > 0 else "Sub", [total, tensor], [name], name=name))
-        total = name
-    nodes[-1].output[0] = root.output[0]
+    parts: list[Operand] = []
+    kernels = iter(derived)
+    for part in candidate.rewrite.parts:
+        if isinstance(part, Operand):
+            parts.append(part)
+        else:
+            nodes += _merged(groups, part, next(kernels), stem, patch)
+            parts.append(Operand(nodes[-1].output[0], 1))
+    join = _concat if candidate.root in groups.stacks else _sum
+    nodes += join(root, parts, stem, patch)
+    nodes[-1].output[0] = groups.output(candidate.root)
     return nodes
+
+
+def _sum(_: NodeProto, parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
+    """A chain of Adds."""
+    nodes = []
+    total = parts[0].tensor
+    for part in parts[1:]:
+        name = patch.fresh(f"{stem}/fused_add")
+        op_type = "Add" if part.sign > 0 else "Sub"
+        nodes.append(helper.make_node(op_type, [total, part.tensor], [name], name=name))
+        total = name
+    return nodes
+
+
+def _concat(root: NodeProto, parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
+    """The Concat that `root` is, of fewer tensors; none of a single one."""
+    if len(parts) == 1:
+        return []
+    name = patch.fresh(f"{stem}/fused_concat")
+    node = helper.make_node("Concat", [part.tensor for part in parts], [name], name=name)
+    node.attribute.extend(root.attribute)
+    return [node]
 
 
 def _merged(groups: Groups, merge: Merge, derived: Derived, stem: str, patch: Patch) -> list[NodeProto]:

@@ -13,6 +13,7 @@ _MOST_BRANCHES = 64
 """Nested joins multiply paths; a group of more branches than this is described by its first ones."""
 
 _NEG = Op("neg")
+_CONCAT = Op("concat")
 _AFFINE = {"scale", "shift"}
 _NO_OPS: tuple[Op, ...] = ()
 
@@ -22,7 +23,8 @@ def topology(groups: Groups, merge: Merge) -> Topology:
     operands, tail = list(merge.terms), _NO_OPS
     if len(operands) == 1:
         operands, tail = _outermost_join(groups, merge)
-    paths = (path for operand in operands for path in _paths(groups, operand, merge.source, ()))
+    end = (_CONCAT,) if merge.stacked else ()
+    paths = (path for operand in operands for path in _paths(groups, operand, merge.source, end))
     branches = tuple(islice(paths, _MOST_BRANCHES))
     head = _shared_head(branches) if len(branches) > 1 else 0
     return Topology(tuple(branch[head:] for branch in branches), tail)
@@ -45,7 +47,10 @@ def _outermost_join(groups: Groups, merge: Merge) -> tuple[list[Operand], tuple[
         if position in groups.carries:
             tensor = groups.carries[position].source
             continue
-        lifted = groups.lifted[position]
+        if position in groups.stacks:
+            break
+        lifted = groups.op(tensor)
+        assert lifted is not None
         tensor, tail = lifted.source, lifted.ops + tail
     return [merge.terms[0]], ()
 
@@ -64,6 +69,10 @@ def _paths(groups: Groups, operand: Operand, source: str, after: tuple[Op, ...])
             yield from _paths(groups, inner, source, after)
     elif position in groups.carries:
         yield from _paths(groups, Operand(groups.carries[position].source, 1), source, after)
+    elif position in groups.stacks:
+        for name in groups.stacks[position]:
+            yield from _paths(groups, Operand(name, 1), source, (_CONCAT, *after))
     else:
-        lifted = groups.lifted[position]
+        lifted = groups.op(operand.tensor)
+        assert lifted is not None
         yield from _paths(groups, Operand(lifted.source, 1), source, lifted.ops + after)

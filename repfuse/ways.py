@@ -36,6 +36,7 @@ class Merge:
         window: Its geometry.
         path: Positions of ops that carry channels (see `repfuse.carry`) between the source and the only term.
         behind: Whether the Conv comes behind them, not before.
+        stacked: Whether the channels of the terms stand one behind the other, instead of being added up.
     """
 
     source: str
@@ -43,14 +44,24 @@ class Merge:
     window: Window
     path: tuple[int, ...] = ()
     behind: bool = False
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A tensor as a sum: of Convs, one for each of `merges`, and of `rest`, operands that stay as they are."""
+    """A tensor as a sum, or as a Concat: of Convs, one for each merge, and of operands that stay as they are."""
 
-    merges: tuple[Merge, ...]
-    rest: tuple[Operand, ...] = ()
+    parts: tuple[Merge | Operand, ...]
+
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        """The Convs."""
+        return tuple(part for part in self.parts if isinstance(part, Merge))
+
+    @property
+    def rest(self) -> tuple[Operand, ...]:
+        """The operands that stay."""
+        return tuple(part for part in self.parts if isinstance(part, Operand))
 
 
 class Ways:
@@ -68,7 +79,7 @@ class Ways:
     def positions(self) -> Sequence[int]:
         """Linear nodes, in the order of the graph."""
         groups = self._groups
-        return sorted(groups.lifted.keys() | groups.joins.keys() | groups.carries.keys())
+        return [position for position in range(len(groups.scope.nodes)) if groups.is_linear(position)]
 
     @cached_property
     def uses(self) -> Counter[int]:
@@ -87,11 +98,12 @@ class Ways:
         known = framed.union(self.positions)
 
         def is_root(position: int) -> bool:
-            output = scope.nodes[position].output[0]
-            users = [user for user in scope.consumers(output) if user not in known]
+            outputs = scope.nodes[position].output
+            users = [user for name in outputs for user in scope.consumers(name) if user not in known]
+            is_kept = not scope.kept.isdisjoint(outputs)
             if position in framed:  # what asks for its extents can be answered without it
-                return output in scope.kept or any(scope.nodes[user].op_type not in _ASKING for user in users)
-            return output in scope.kept or bool(users) or self.uses[position] == 0
+                return is_kept or any(scope.nodes[user].op_type not in _ASKING for user in users)
+            return is_kept or bool(users) or self.uses[position] == 0
 
         return frozenset(filter(is_root, self.positions))
 
@@ -117,14 +129,13 @@ class Ways:
 
     def way(self, position: int, rewrite: Rewrite) -> Way:
         """A rewrite as a way."""
-        alone = len(rewrite.merges) + len(rewrite.rest) == 1 and self._is_alone(position)
-        total = LEAST - self._adding(position)
+        alone = len(rewrite.parts) == 1 and self._is_alone(position)
+        total = LEAST + self._joining(position, len(rewrite.parts))
         needs: list[tuple[str, float]] = []
         for merge in rewrite.merges:
             own, positions = self._merged(merge, alone)
-            total += own + self._adding(position)
+            total += own
             needs.append((merge.source, positions))
-        total += len(rewrite.rest) * self._adding(position)
         needs += [(operand.tensor, 1.0) for operand in rewrite.rest]
         return Way(total, self._needs(needs), len(rewrite.merges))
 
@@ -149,14 +160,18 @@ class Ways:
         if position in self._groups.joins:
             sources = {rewrite.merges[0].source for rewrite in found}
             for rewrite in self._partial(position, price):
-                if rewrite.rest or len(rewrite.merges) > 1 or rewrite.merges[0].source not in sources:
+                if len(rewrite.parts) > 1 or rewrite.merges[0].source not in sources:
                     found.append(rewrite)
+        if position in self._groups.stacks:
+            found += self._stacked(position, price)
         return [rewrite for rewrite in found if all(map(self._fits, rewrite.merges))]
 
     def _wholes(self, position: int) -> Iterator[Rewrite]:
         lifted = self._groups.lifted.get(position)
         as_it_is = lifted.source if lifted and lifted.weight_type else None
-        output = self._groups.scope.nodes[position].output[0]
+        if not self._groups.computes_one(position):
+            return
+        output = self._groups.output(position)
         for source, form in self._groups.forms(output).items():
             if form.is_weighted and source != as_it_is:
                 yield Rewrite((Merge(source, (Operand(output, 1),), form.window),))
@@ -174,7 +189,7 @@ class Ways:
                 more, rest = self._partition(rest, source, price)
                 merges += more
             if merges:
-                found[Rewrite(merges, rest)] = None
+                found[Rewrite((*merges, *rest))] = None
         yield from found
 
     def _shared(self, operands: Sequence[Operand]) -> list[str]:
@@ -207,6 +222,39 @@ class Ways:
         inside = {index for indices, _ in found for index in indices}
         return tuple(merges), tuple(o for index, o in enumerate(operands) if index not in inside)
 
+    def _stacked(self, position: int, price: Callable[[int | None], float]) -> Iterator[Rewrite]:
+        """A Concat of fewer operands: of those that stand side by side and share a source, one Conv each."""
+        operands = self._groups.stacks[position]
+        parts: list[Merge | Operand] = []
+        start = 0
+        while start < len(operands):
+            run = self._longest_run(operands[start:], price)
+            parts.append(run or Operand(operands[start], 1))
+            start += len(run.terms) if run else 1
+        if 1 < len(parts) < len(operands):
+            yield Rewrite(tuple(parts))
+
+    def _longest_run(self, operands: Sequence[str], price: Callable[[int | None], float]) -> Merge | None:
+        """The Conv that saves most in place of the first of the operands and some behind it."""
+        groups = self._groups
+        best: tuple[float, Merge | None] = (0.0, None)
+        for source, first in groups.forms(operands[0]).items():
+            forms, apart = [first], price(self._number(operands[0]))
+            for name in operands[1:]:
+                form = groups.forms(name).get(source)
+                if form is None:
+                    break
+                forms.append(form)
+                apart += price(self._number(name))
+                total = groups.stack([each.window for each in forms], source)
+                if isinstance(total, Window) and any(each.is_weighted for each in forms):
+                    read = price(self._number(source)) * total.stride
+                    saving = apart - self._conv_cost(total, False) - read
+                    terms = tuple(Operand(each, 1) for each in operands[: len(forms)])
+                    if saving > best[0]:
+                        best = saving, Merge(source, terms, total, stacked=True)
+        return best[1]
+
     def _is_inner(self, position: int) -> bool:
         """Whether a node is a join that dissolves in the one that uses it."""
         if position not in self._groups.joins:
@@ -232,6 +280,8 @@ class Ways:
             return cost.pointwise(channels, len(groups.joins[position]))
         if position in groups.carries:
             return _carry_cost(groups.carries[position], channels)
+        if position in groups.stacks or position in groups.splits:
+            return cost.pointwise(channels)
         lifted = groups.lifted[position]
         if not lifted.ops:  # an Identity or Dropout, which runtimes remove
             return 0.0
@@ -241,8 +291,12 @@ class Ways:
         pooled = Window((channels, channels), channels, geometry.axes)
         return cost.conv(pooled) if geometry.taps > 1 else cost.pointwise(channels)
 
-    def _adding(self, position: int) -> float:
-        return cost.pointwise(self._widths.get(position, 1), 2)
+    def _joining(self, position: int, parts: int) -> float:
+        """What it costs to put the parts of a rewrite together."""
+        width = self._widths.get(position, 1)
+        if position in self._groups.stacks:
+            return cost.pointwise(width) if parts > 1 else 0.0
+        return (parts - 1) * cost.pointwise(width, 2)
 
     def _conv_cost(self, geometry: Window, alone: bool) -> float:
         known = self._conv_costs.get((geometry, alone))
@@ -262,8 +316,10 @@ class Ways:
                 known = (
                     widths.get(n, 0) for n, _ in self._needs((t, 1) for t in groups.data_inputs(position))
                 )
-                widths[position] = max(known, default=0)
+                widths[position] = sum(known) if position in groups.stacks else max(known, default=0)
         for position in reversed(self.positions):
+            if position in groups.stacks:  # how many are whose cannot be told
+                continue
             lifted = groups.lifted.get(position)
             width = lifted.window.channels[1] if lifted and lifted.window.channels else widths[position]
             for number, _ in self._needs((tensor, 1) for tensor in groups.data_inputs(position)):

@@ -208,29 +208,30 @@ def add(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window
     channels = _common_channels(alike)
     if isinstance(channels, Refusal):
         return channels
-    group = math.gcd(*(window.group for window in alike))
-    if any(window.output_padding is not None for window in alike):
-        if len({(window.axes, window.output_padding) for window in alike}) > 1:
-            return Refusal("joins a ConvTranspose with what is none, or has another geometry")
-        return replace(alike[0], group=group, biased=any(window.biased for window in alike))
-    rank = len(alike[0].axes)
-    known = extents if extents and rank else [None] * rank
-    if len(known) != rank:
-        return Refusal(f"joins kernels of {rank} axes on a tensor of {len(known)}")
-    axes: list[Axis] = []
-    fixed = any(window.fixed for window in alike)
-    for number, column in enumerate(zip(*(window.axes for window in alike), strict=True)):
-        axis = _add_axes(column, known[number])
-        if isinstance(axis, Refusal):
-            return axis
-        axes.append(axis)
-        fixed = fixed or len({a.slack for a in column}) > 1
-    outside = {window.shifted for window in alike if window.padded}
-    if len(outside) > 1:
-        return Refusal("pads with zeros tensors of different shifts, so its border would differ")
-    biased = any(window.biased for window in alike)
-    shifted = True in outside
-    return Window(channels, group, tuple(axes), biased, fixed, alike[0].layout, shifted)
+    return _aligned(alike, extents, channels, math.gcd(*(window.group for window in alike)))
+
+
+def stack(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Window | Refusal:
+    """Parallel windows over one source with their outputs one behind the other (transform IV of DBB).
+
+    Taps are aligned as in a sum. An output channel may read any input channel, so there is one group.
+
+    Args:
+        windows: At least one, of which one must tell the number of input channels.
+        extents: As for `add`.
+
+    Returns:
+        The window, or why there is none.
+    """
+    alike = _same_rank(windows)
+    if isinstance(alike, Refusal):
+        return alike
+    inputs = {window.channels[1] for window in alike if window.channels}
+    if len(inputs) != 1:
+        return Refusal(f"stacks branches of {' and '.join(map(str, sorted(inputs))) or 'unknown'} channels")
+    (count,) = inputs
+    outputs = sum(window.channels[0] if window.channels else count for window in alike)
+    return _aligned(alike, extents, (outputs, count), 1)
 
 
 def emittable(window: Window) -> Window:
@@ -256,6 +257,33 @@ def with_rank(window: Window, rank: int) -> Window:
     if window.axes or window.layout not in (Layout.ANY, Layout.SECOND):
         return window
     return replace(window, axes=(_POINT,) * rank, layout=Layout.SECOND)
+
+
+def _aligned(
+    alike: Sequence[Window], extents: Sequence[int | None], channels: tuple[int, int] | None, group: int
+) -> Window | Refusal:
+    """The window of these channels that holds the taps of all of some windows of one rank."""
+    biased = any(window.biased for window in alike)
+    if any(window.output_padding is not None for window in alike):
+        if len({(window.axes, window.output_padding) for window in alike}) > 1:
+            return Refusal("joins a ConvTranspose with what is none, or has another geometry")
+        return replace(alike[0], channels=channels, group=group, biased=biased)
+    rank = len(alike[0].axes)
+    known = extents if extents and rank else [None] * rank
+    if len(known) != rank:
+        return Refusal(f"joins kernels of {rank} axes on a tensor of {len(known)}")
+    axes: list[Axis] = []
+    fixed = any(window.fixed for window in alike)
+    for number, column in enumerate(zip(*(window.axes for window in alike), strict=True)):
+        axis = _add_axes(column, known[number])
+        if isinstance(axis, Refusal):
+            return axis
+        axes.append(axis)
+        fixed = fixed or len({a.slack for a in column}) > 1
+    outside = {window.shifted for window in alike if window.padded}
+    if len(outside) > 1:
+        return Refusal("pads with zeros tensors of different shifts, so its border would differ")
+    return Window(channels, group, tuple(axes), biased, fixed, alike[0].layout, True in outside)
 
 
 def _same_rank(windows: Sequence[Window]) -> tuple[Window, ...] | Refusal:

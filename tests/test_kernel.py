@@ -240,6 +240,17 @@ def test_add(case: tuple[list[EquivalentKernel], Array]) -> None:
 
 
 @thoroughly
+@given(branches(static=False))
+def test_stack(case: tuple[list[EquivalentKernel], Array]) -> None:
+    kernels, x = case
+    assume(any(each.window.channels for each in kernels))
+    whole = window.stack([each.window for each in kernels])
+    assert isinstance(whole, Window)
+    expected = np.concatenate([apply(each, x) for each in kernels], axis=1)
+    assert_same(apply(kernel.stack(kernels, whole), x), expected)
+
+
+@thoroughly
 @given(branches(static=True))
 def test_add_for_static_extents(case: tuple[list[EquivalentKernel], Array]) -> None:
     kernels, x = case
