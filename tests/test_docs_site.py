@@ -38,6 +38,7 @@ def test_the_site_is_whole(site: Path) -> None:
     assert all(f'id="repfuse.{name}"' in pages["reference.html"] for name in repfuse.__all__)
     assert all(f"repfuse {name}" in pages["cli.html"] for name in main.commands if name != "fuse")
     assert pages["exactness.html"].count("<math") > 30
+    assert all(f'href="{name}"' in pages["faq.html"] for name in pages.keys() - {"404.html", "faq.html"})
     for name, text in pages.items():
         assert not FETCHED.search(text), name
         assert "arithmatex" not in text, name

@@ -52,6 +52,15 @@ LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 
 
+def on_config(config: Any) -> Any:
+    """Let no page be missing in the navigation."""
+    listed = set(re.findall(r"[\w-]+\.md", str(config.nav)))
+    rest = sorted(path.name for path in Path(config.docs_dir).glob("*.md") if path.name not in listed)
+    if rest:
+        config.nav.append({"More": rest})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that do not lie in docs/."""
     for page, path in FILES.items():
