@@ -3,9 +3,10 @@
 The blocks are those of tools/bench_blocks.py, in several shapes, each against every alternative that repfuse knows
 of (`repfuse.plan`). What was measured is in tools/fit_cost.json, with what the cost model counts: multiply-adds of
 dense and of depthwise Convs, and elements moved. An alternative is a gain where it is faster by the geometric mean
-over the backends; a ratio within 2 % of 1 is a tie, which counts as right either way. Each third block is held out.
+over the backends; a ratio within 2 % of 1 is a tie, which counts as right either way. For the confusion table, each
+block is held out in turn: it is predicted by what is fitted to all others.
 
-    python tools/fit_cost.py                    # fit, and print the confusion table of what was held out
+    python tools/fit_cost.py                    # fit, and print the confusion table
     python tools/fit_cost.py --measure 600      # measure what is missing first, for so many seconds at most
 """
 
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from bench_blocks import BLOCKS, Block, Shape
 
@@ -43,9 +45,6 @@ TIE = 0.02
 
 SECONDS = 0.3
 """Of timed rounds for one comparison on one backend."""
-
-HELD_OUT = 3
-"""Every block whose number this divides is not fitted to."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,10 @@ def alternatives(model: onnx.ModelProto) -> list[onnx.ModelProto]:
     return list(found.values())
 
 
-def measured(block: Block, shape: Shape, meter: Meter) -> list[Sample]:
-    """Measure a block in one shape against all of its alternatives."""
+def measured(block: Block, shape: Shape, known: Sequence[Work], meter: Meter) -> list[Sample]:
+    """Measure a block in one shape against all of its alternatives whose work is not known."""
     model = block.model(shape)
-    others = alternatives(model)
+    others = [other for other in alternatives(model) if work(other) not in known]
     if not others:
         return []
     forms = [Form(each, digest(each)) for each in (model, *others)]
@@ -136,16 +135,18 @@ def measured(block: Block, shape: Shape, meter: Meter) -> list[Sample]:
 def measure(samples: list[Sample], seconds: float) -> None:
     """Add what is missing, until the time is up."""
     meter = Meter(threads=1)
-    done = {(sample.block, sample.shape) for sample in samples}
     started = time.perf_counter()
     for shape, block in itertools.product(map(Shape.parse, SHAPES), BLOCKS):
         if time.perf_counter() - started > seconds:
             return
-        if (block.title, str(shape)) not in done and shape.channels % block.groups == 0:
-            found = measured(block, shape, meter)
+        if shape.channels % block.groups == 0:
+            known = [each.after for each in samples if (each.block, each.shape) == (block.title, str(shape))]
+            found = measured(block, shape, known, meter)
             samples += found
-            print(f"{block.title} {shape}: " + ", ".join(f"{each.ratio:.2f}" for each in found), flush=True)
-            save(samples)
+            if found:
+                ratios = ", ".join(f"{each.ratio:.2f}" for each in found)
+                print(f"{block.title} {shape}: {ratios}", flush=True)
+                save(samples)
 
 
 def save(samples: Sequence[Sample]) -> None:
@@ -166,41 +167,67 @@ def load() -> list[Sample]:
     ]
 
 
-def gains(sample: Sample, depthwise: float, moved: float) -> bool:
-    """Whether the cost model, with these constants, expects the alternative to be faster."""
-    before, after = (
-        each.dense + depthwise * each.depthwise + moved * each.moved for each in (sample.before, sample.after)
+Constants = tuple[float, float]
+"""`DEPTHWISE` and `MOVED` of repfuse/cost.py."""
+
+GRID = np.array(list(itertools.product(np.geomspace(0.5, 16, 41), np.geomspace(0.25, 32, 85))))
+"""Constants to try: 9 % and 6 % apart."""
+
+
+def gains(samples: Sequence[Sample], constants: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether the cost model expects each alternative to be faster: a row for each pair of constants."""
+    saved = np.array(
+        [
+            [getattr(each.before, name) - getattr(each.after, name) for each in samples]
+            for name in ("dense", "depthwise", "moved")
+        ]
     )
-    return after < before
+    pairs = np.atleast_2d(constants)
+    return np.asarray(saved[0] + pairs[:, :1] * saved[1] + pairs[:, 1:] * saved[2] > 0)
 
 
-def right(sample: Sample, depthwise: float, moved: float) -> bool:
-    """Whether that is so; a tie is either."""
-    return abs(math.log(sample.ratio)) <= math.log1p(TIE) or gains(sample, depthwise, moved) == (
-        sample.ratio > 1
+def is_tie(sample: Sample) -> bool:
+    """Whether a sample counts as right either way."""
+    return abs(math.log(sample.ratio)) <= math.log1p(TIE)
+
+
+def right(samples: Sequence[Sample], expected: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Where what was expected is so."""
+    faster, ties = (
+        np.array([test(each) for each in samples]) for test in (lambda one: one.ratio > 1, is_tie)
     )
+    return np.asarray(ties | (expected == faster))
 
 
-def fitted(samples: Sequence[Sample]) -> tuple[float, float]:
-    """The constants that are right most often, in the middle of those that are; `DEPTHWISE` and `MOVED`."""
-    grid = list(itertools.product(np.geomspace(0.5, 16, 41), np.geomspace(0.1, 40, 61)))
-    counts = [sum(right(sample, *each) for sample in samples) for each in grid]
-    best = np.log([each for each, count in zip(grid, counts, strict=True) if count == max(counts)])
-    middle = best[np.argmin(((best - best.mean(axis=0)) ** 2).sum(axis=1))]
-    return float(np.exp(middle[0])), float(np.exp(middle[1]))
+def fitted(samples: Sequence[Sample]) -> Constants:
+    """The constants that are right most often; of those, the ones in the middle."""
+    counts = right(samples, gains(samples, GRID)).sum(axis=1)
+    best = np.log(GRID[counts == counts.max()])
+    depthwise, moved = np.exp(best[((best - best.mean(axis=0)) ** 2).sum(axis=1).argmin()])
+    return float(depthwise), float(moved)
 
 
-def table(samples: Sequence[Sample], depthwise: float, moved: float) -> Iterator[str]:
+def held_out(samples: Sequence[Sample]) -> npt.NDArray[np.bool_]:
+    """What is expected of each sample by constants that are fitted to the samples of all other blocks."""
+    expected = np.zeros(len(samples), bool)
+    for title in {sample.block for sample in samples}:
+        mine = np.array([sample.block == title for sample in samples])
+        others = [sample for sample in samples if sample.block != title]
+        own = [sample for sample in samples if sample.block == title]
+        expected[mine] = gains(own, fitted(others))[0]
+    return expected
+
+
+def table(title: str, samples: Sequence[Sample], expected: npt.NDArray[np.bool_]) -> Iterator[str]:
     """The confusion table."""
-    yield f"{'':12}{'gain':>8}{'tie':>8}{'loss':>8}   as measured"
-    for expected in (True, False):
-        mine = [sample for sample in samples if gains(sample, depthwise, moved) == expected]
-        ties = [sample for sample in mine if abs(math.log(sample.ratio)) <= math.log1p(TIE)]
-        wins = [sample for sample in mine if sample not in ties and sample.ratio > 1]
-        losses = len(mine) - len(ties) - len(wins)
-        yield f"{'gain' if expected else 'loss':12}{len(wins):8}{len(ties):8}{losses:8}"
-    good = sum(right(sample, depthwise, moved) for sample in samples)
-    yield f"right: {good} of {len(samples)}, {good / max(1, len(samples)):.1%}"
+    good = right(samples, expected)
+    yield f"{title}: {good.sum()} of {len(samples)} right, {good.mean():.1%}"
+    yield f"    {'expected':12}{'gain':>8}{'tie':>8}{'loss':>8}   as measured"
+    for word, row in (("gain", expected), ("loss", ~expected)):
+        mine = [sample for sample, here in zip(samples, row, strict=True) if here]
+        ties = sum(map(is_tie, mine))
+        wins = sum(sample.ratio > 1 and not is_tie(sample) for sample in mine)
+        yield f"    {word:12}{wins:8}{ties:8}{len(mine) - ties - wins:8}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -208,25 +235,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--measure", type=float, default=0.0, metavar="SECONDS", help="measure first")
-    parser.add_argument("--wrong", action="store_true", help="list what is told wrongly")
+    parser.add_argument("--wrong", action="store_true", help="list what is told wrongly by repfuse/cost.py")
     options = parser.parse_args(arguments)
     samples = load()
     if options.measure:
         measure(samples, options.measure)
     if not samples:
         sys.exit("nothing was measured yet; give --measure 600")
-    held = {block.title for number, block in enumerate(BLOCKS) if number % HELD_OUT == 0}
-    known = [sample for sample in samples if sample.block not in held]
-    unknown = [sample for sample in samples if sample.block in held]
-    best = fitted(known)
-    for title, constants in (("fitted", best), ("repfuse/cost.py", (cost.DEPTHWISE, cost.MOVED))):
-        print(f"{title}: DEPTHWISE {constants[0]:.2f}, MOVED {constants[1]:.2f}")
-        for name, some in (("fitted to", known), ("held out", unknown)):
-            print(f"  {name}", *(f"    {line}" for line in table(some, *constants)), sep="\n")
-        if options.wrong:
-            for sample in samples:
-                if not right(sample, *constants):
-                    print(f"    wrong: {sample.block} {sample.shape}: {sample.ratio:.2f}, {sample.ratios}")
+    depthwise, moved = fitted(samples)
+    now = gains(samples, (cost.DEPTHWISE, cost.MOVED))[0]
+    print(f"fitted to all: DEPTHWISE {depthwise:.2g}, MOVED {moved:.2g}")
+    print(*table("fitted, each block held out in turn", samples, held_out(samples)), sep="\n")
+    stated = f"repfuse/cost.py: DEPTHWISE {cost.DEPTHWISE:g}, MOVED {cost.MOVED:g}"
+    print(*table(stated, samples, now), sep="\n")
+    for sample, good in zip(samples, right(samples, now), strict=True):
+        if options.wrong and not good:
+            print(f"    wrong: {sample.block} {sample.shape}: {sample.ratio:.2f}, {sample.ratios}")
 
 
 if __name__ == "__main__":
