@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from repfuse import kernel
 from repfuse.groups import Groups
@@ -28,9 +28,9 @@ class Derived:
     """
 
     window: Window
-    weight: TensorProto
-    bias: TensorProto | None
-    shift: TensorProto | None
+    weight: Array
+    bias: Array | None
+    shift: Array | None
 
 
 def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
@@ -161,7 +161,7 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     del exact
     if window.layout is Layout.LAST or window.output_padding is not None:
         weight = kernel.outputs_first(weight, window.group)
-    return Derived(window, _tensor(weight), _tensor(bias) if biased else None, shift)
+    return Derived(window, weight, bias if biased else None, shift)
 
 
 def _underflows(exact: EquivalentKernel, weight: Array) -> bool:
@@ -179,14 +179,10 @@ def _underflows(exact: EquivalentKernel, weight: Array) -> bool:
     return bool(np.any(lost > allowed))
 
 
-def _shift(outside: Array, rank: int) -> TensorProto | None:
+def _shift(outside: Array, rank: int) -> Array | None:
     """What to add to a tensor so that zero takes the place of its outside value."""
     if not np.any(outside):
         return None
     if np.all(outside == outside[0]):
-        return _tensor(-outside[0])
-    return _tensor(-outside.reshape(-1, *(1,) * rank))
-
-
-def _tensor(array: Array) -> TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(array))
+        return np.asarray(-outside[0])
+    return np.asarray(-outside.reshape(-1, *(1,) * rank))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from repfuse.groups import Groups
 from repfuse.patch import Patch
@@ -52,6 +52,6 @@ def _with_constants(groups: Groups, node: NodeProto, computed: list[str], patch:
     for name in computed:
         found = groups.scope.constants.find(name)
         assert found is not None
-        stand_in = patch.add_constant(groups.scope, f"{name}/static", numpy_helper.from_array(found.read()))
+        stand_in = patch.add_constant(groups.scope, f"{name}/static", found.read())
         changed.input[:] = [stand_in if each == name else each for each in changed.input]
     return changed

@@ -9,11 +9,13 @@ else stays byte for byte what it was.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from repfuse.storage import Spill
 from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
@@ -56,14 +58,13 @@ class Patch:
         self._names.add(name)
         return name
 
-    def add_constant(self, scope: Scope, stem: str, tensor: TensorProto) -> str:
+    def add_constant(self, scope: Scope, stem: str, values: NDArray[np.generic]) -> str:
         """Add a constant to a graph; its name is returned.
 
         An initializer goes into the model at once, not to be held twice: all of them are as large as the model.
         """
+        tensor = self._spill.take(values) if self._spill else numpy_helper.from_array(values)
         tensor.name = self.fresh(stem)
-        if self._spill:
-            self._spill.take(tensor)
         changes, graph = self._changes[id(scope)], scope.proto
         changes.added.add(tensor.name)
         old = self._model.ir_version < FIRST_OVERRIDABLE_IR  # initializers must be inputs, too
@@ -173,36 +174,28 @@ def _all_names(scopes: Iterable[Scope]) -> Iterator[str]:
             yield from node.output
 
 
-def _remove(entries: Any, unwanted: Any) -> None:
-    """Delete from a repeated field, from the end and run by run, without copying what stays."""
-    runs = _runs([index for index, entry in enumerate(entries) if unwanted(entry)])
-    for start, stop in reversed(runs):
-        del entries[start:stop]
-
-
-def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending indices as half-open ranges."""
-    runs: list[tuple[int, int]] = []
-    for index in indices:
-        if runs and runs[-1][1] == index:
-            runs[-1] = (runs[-1][0], index + 1)
-        else:
-            runs.append((index, index + 1))
-    return runs
+def _remove(entries: Any, unwanted: Callable[[Any], bool]) -> None:
+    """Delete from a repeated field, without copying what stays."""
+    _reorder(entries, [None if unwanted(entry) else 0 for entry in entries])
 
 
 def _splice(nodes: Any, changes: _Changes) -> None:
-    for position in sorted(changes.nodes, reverse=True):
-        *before, last = changes.nodes[position]
-        nodes[position].CopyFrom(last)
-        for node in reversed(before):
-            nodes.insert(position, node)
-    offset = 0
-    dead = []
-    inserted = sorted((position, len(new) - 1) for position, new in changes.nodes.items())
-    for position in sorted(changes.dead):
-        while inserted and inserted[0][0] < position:
-            offset += inserted.pop(0)[1]
-        dead.append(position + offset)
-    for start, stop in reversed(_runs(dead)):
-        del nodes[start:stop]
+    """Put new nodes in the places of old ones, and remove the dead."""
+    places: list[int | None] = list(range(len(nodes)))
+    for position in changes.dead:
+        places[position] = None
+    for position, new in changes.nodes.items():
+        places[position] = None
+        nodes.extend(new)
+        places += [position] * len(new)
+    _reorder(nodes, places)
+
+
+def _reorder(entries: Any, places: Sequence[int | None]) -> None:
+    """Sort a repeated field, whose entries without a place go.
+
+    They are moved, not copied. To delete or insert one after the other would each time move all that follow.
+    """
+    keys = iter([len(places) if place is None else place for place in places])
+    entries.sort(key=lambda _: next(keys))
+    del entries[len(places) - places.count(None) :]

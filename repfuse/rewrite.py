@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
 from repfuse.carry import axis_of
 from repfuse.choose import Candidate
@@ -140,8 +140,7 @@ def _carries(groups: Groups, merge: Merge, source: str, window: Window, patch: P
         source = node.name
         if count and carry.extents and axis is not None and carry.extents[axis] not in (-1, 0, count):
             extents = [*carry.extents[:axis], count, *carry.extents[axis + 1 :]]
-            shape = numpy_helper.from_array(np.array(extents, np.int64))
-            node.input[1] = patch.add_constant(scope, f"{node.name}.shape", shape)
+            node.input[1] = patch.add_constant(scope, f"{node.name}.shape", np.array(extents, np.int64))
         nodes.append(node)
     return nodes
 

@@ -14,6 +14,7 @@ import math
 import os
 import secrets
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -135,14 +136,18 @@ class Spill:
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
 
-    def take(self, tensor: TensorProto) -> None:
-        """Put a tensor's bytes, if they are many, into the file and a note in their place."""
-        data = tensor.raw_data
-        if len(data) >= LEAST:
-            with self._path.open("ab") as file:
-                offset = file.tell()
-                file.write(data)
-            tensor.raw_data = Range(str(self._path), offset, len(data)).note()
+    def take(self, array: NDArray[np.generic]) -> TensorProto:
+        """A tensor of an array's values; if they are many, they go into the file and a note into the tensor."""
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        # Types that have no whole bytes are packed first; a merged weight is of none of them.
+        if array.nbytes < LEAST or _bits(kind) != 8 * array.itemsize or sys.byteorder != "little":
+            return numpy_helper.from_array(array)
+        with self._path.open("ab") as file:
+            offset = file.tell()
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+        tensor = TensorProto(data_type=kind, dims=array.shape)
+        tensor.raw_data = Range(str(self._path), offset, array.nbytes).note()
+        return tensor
 
 
 def size(tensor: TensorProto) -> int:
