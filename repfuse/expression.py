@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from repfuse.errors import BadInputError
@@ -92,26 +92,31 @@ class Expression:
     """
 
     text: str
-    regex: re.Pattern[str] = field(repr=False, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Expression:
-        """Read an expression.
+        """Read an expression, and compile it at once: one that is merely made is compiled when it is used first.
 
         Raises:
             BadInputError: It names an unknown op, or is not well formed.
         """
-        if re.search(r"[?*+]\s*[?*+]", text):
-            raise BadInputError(f"'{text}': two of ? * + in a row; use one, or parentheses")
-        pieces = [_regex(word) for word in re.findall(r"[()|?*+]|[^\s()|?*+]+", text)]
+        expression = cls(text)
+        assert expression._compiled
+        return expression
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        if re.search(r"[?*+]\s*[?*+]", self.text):
+            raise BadInputError(f"'{self.text}': two of ? * + in a row; use one, or parentheses")
+        pieces = [_regex(word) for word in re.findall(r"[()|?*+]|[^\s()|?*+]+", self.text)]
         try:
-            return cls(text, re.compile(f"{_SHIFTS}(?:{''.join(pieces)})"))
+            return re.compile(f"{_SHIFTS}(?:{''.join(pieces)})")
         except re.error as error:
-            raise BadInputError(f"'{text}': {error.msg}") from error
+            raise BadInputError(f"'{self.text}': {error.msg}") from error
 
     def fits(self, spelled: str) -> bool:
         """Whether all ops of a branch that `Topology.spelled` wrote are as the expression wants them."""
-        return self.regex.fullmatch(spelled) is not None
+        return self._compiled.fullmatch(spelled) is not None
 
 
 _SHIFTS = "(?:shift )*"

@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -192,7 +192,8 @@ def _shipped() -> tuple[Pattern, ...]:
     # An installation has the files in a folder beside this module, a checkout at its top level.
     installed = Path(__file__).with_suffix("")
     folder = installed if installed.is_dir() else Path(__file__).parents[1] / "patterns"
-    return tuple(read_pattern(file) for file in sorted(folder.glob("*.toml")))
+    # Few of them are used in one run, and tests compile all.
+    return tuple(read_pattern(file, Expression) for file in sorted(folder.glob("*.toml")))
 
 
 def select(patterns: Sequence[Pattern], slugs: Sequence[str]) -> tuple[Pattern, ...]:
@@ -210,8 +211,12 @@ def select(patterns: Sequence[Pattern], slugs: Sequence[str]) -> tuple[Pattern, 
     return tuple(pattern for pattern in patterns if pattern.slug in slugs)
 
 
-def read_pattern(path: PathLike) -> Pattern:
+def read_pattern(path: PathLike, expression: Callable[[str], Expression] = Expression.parse) -> Pattern:
     """Read one pattern; its examples are read when they are asked for.
+
+    Args:
+        path: The file.
+        expression: Makes expressions of texts.
 
     Raises:
         BadInputError: The file cannot be read, or is no pattern: the message names the file and the key.
@@ -222,8 +227,8 @@ def read_pattern(path: PathLike) -> Pattern:
         name=table.take("name", str),
         rank=table.number("rank", least=0),
         summary=table.take("summary", str),
-        branches=tuple(_branch(entry) for entry in table.tables("branches")),
-        tail=_expression(table, "tail", ""),
+        branches=tuple(_branch(entry, expression) for entry in table.tables("branches")),
+        tail=_expression(table, expression, "tail", ""),
         paper=table.take("paper", str, ""),
         source=table.take("source", str, ""),
         families=table.texts("families", []),
@@ -235,8 +240,8 @@ def read_pattern(path: PathLike) -> Pattern:
     return pattern
 
 
-def _branch(table: Table) -> Branch:
-    ops = _expression(table, "ops")
+def _branch(table: Table, expression: Callable[[str], Expression]) -> Branch:
+    ops = _expression(table, expression, "ops")
     count = table.take("count", str, "1")
     table.close()
     bounds = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{0,9}))?", count)
@@ -248,10 +253,12 @@ def _branch(table: Table) -> Branch:
     raise table.error("count", f"'{count}' is no count; write '1', '0..1' or '2..'")
 
 
-def _expression(table: Table, key: str, default: str | None = None) -> Expression:
+def _expression(
+    table: Table, expression: Callable[[str], Expression], key: str, default: str | None = None
+) -> Expression:
     text = table.take(key, str, default)
     try:
-        return Expression.parse(text)
+        return expression(text)
     except BadInputError as error:
         raise table.error(key, error) from error
 
