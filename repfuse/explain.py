@@ -132,10 +132,11 @@ def _end_of_chain(groups: Groups, tensor: str) -> tuple[int, str] | None:
 def _blocked_between(groups: Groups, tensor: str, source: str) -> int | None:
     """The blocked node nearest to `source` on the way to a tensor."""
     found = None
+    start = groups.scope.producer(source) or 0
     pending, seen = [tensor], {tensor, source}
     while pending:
         position = groups.scope.producer(pending.pop(0))
-        if position is not None:
+        if position is not None and position >= start:  # nodes are sorted: what is before is not on the way
             found = position if position in groups.blocked else found
             inputs = [name for name in groups.data_inputs(position) if name not in seen]
             seen.update(inputs)
