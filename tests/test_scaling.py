@@ -15,7 +15,9 @@ from repfuse.fusion import FuseResult
 def model_of(lines: list[tuple[str, list[str], str]], constants: dict[str, np.ndarray]) -> ModelProto:
     """Nodes as operator, inputs and output, from `x0` to the last one's output."""
     nodes = [
-        helper.make_node(op_type, inputs, [output], output, **({"pads": [1] * 4} if inputs[-1] == "k3" else {}))
+        helper.make_node(
+            op_type, inputs, [output], output, **({"pads": [1] * 4} if inputs[-1] == "k3" else {})
+        )
         for op_type, inputs, output in lines
     ]
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4, 8, 8]) for n in ("x0", lines[-1][2]))
