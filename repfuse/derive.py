@@ -184,5 +184,5 @@ def _shift(outside: Array, rank: int) -> Array | None:
     if not np.any(outside):
         return None
     if np.all(outside == outside[0]):
-        return np.asarray(-outside[0])
+        return np.asarray(-outside[:1])
     return np.asarray(-outside.reshape(-1, *(1,) * rank))
