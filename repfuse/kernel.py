@@ -95,12 +95,10 @@ def compose(first: EquivalentKernel, second: EquivalentKernel) -> EquivalentKern
     first, second = _with_channels(first, second)
     if first.window.pointwise and first.window.depthwise:
         weight = second.weight * _per_input(first.weight.astype(np.float64).reshape(-1), second)
-    elif second.window.depthwise:
-        weight = _spread(first, second, window)
     else:
         rank = len(window.axes)
         first, second = (placed(each, geometry.with_rank(each.window, rank)) for each in (first, second))
-        weight = _convolve(first, second, window)
+        weight = (_spread if second.window.depthwise else _convolve)(first, second, window)
     return _kernel(window, weight, second.bias + _sum_of_shifts(first.bias, second), outside)
 
 

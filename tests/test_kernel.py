@@ -492,3 +492,12 @@ def test_identity_counts_as_depthwise_in_a_sum() -> None:
     np.testing.assert_array_equal(
         kernel.add([conv, kernel.identity()], total).weight, conv.weight + np.array([[[0, 1, 0]]])
     )
+
+
+def test_a_pointwise_kernel_of_any_rank_before_a_depthwise_one() -> None:
+    """Found by the fuzzer: a choice of channels has no axes of its own, and must take those of what follows."""
+    swap, taps = np.array([[0.0, 1.0], [1.0, 0.0]]), np.arange(6.0).reshape(2, 1, 3)
+    first = EquivalentKernel(Window((2, 2), 1), swap, np.zeros(2))
+    second = EquivalentKernel(Window((2, 2), 2, (Axis(3),)), taps, np.zeros(2))
+    expected = np.array([[[0, 0, 0], [0, 1, 2]], [[3, 4, 5], [0, 0, 0]]])
+    np.testing.assert_array_equal(kernel.compose(first, second).weight, expected)
