@@ -253,10 +253,12 @@ class _Block:
 
     def _error_of(self, sources: dict[str, Array], random: np.random.Generator) -> float:
         assert self._before is not None
+        others = sorted(self._inputs - sources.keys())
+        like = self._stacked(sources) if others and self._concat else None
         try:
             bound = self._bound(sources)
-            others = sorted(self._inputs - sources.keys())
-            feeds = {**sources, **{name: random.normal(size=self._beside(name, bound)) for name in others}}
+            shapes = {name: self._beside(name, bound if like is None else like) for name in others}
+            feeds = {**sources, **{name: random.normal(size=shape) for name, shape in shapes.items()}}
             actual = self._after.run(feeds)[self._output]
         except UnrunnableError:
             return math.inf
@@ -308,6 +310,14 @@ class _Block:
             for name in self._concat.input
         ]
         return np.concatenate(values, self._axis)
+
+    def _stacked(self, sources: Mapping[str, Array]) -> Array:
+        """One of the tensors that the original computes to stand in the Concat: another one is as large."""
+        assert self._before is not None
+        nodes = [node for node in self._before.nodes if self._output not in node.output]
+        values = Part(nodes, self._before.constants, self._before.imports).run(sources)
+        concat = next(node for node in self._before.nodes if self._output in node.output)
+        return next(values[name] for name in concat.input if name in values)
 
     def _beside(self, name: str, like: Array) -> tuple[int, ...]:
         """The shape of a tensor that is added to one, or stands beside it in the Concat."""

@@ -164,18 +164,21 @@ GEOMETRIC = (regrouped, moved, padded)
 
 
 def mutant(result: FuseResult, mutation: Mutation, number: int = 0) -> FuseResult | None:
-    """The result with a mistake in a merged Conv; None where it cannot be made."""
+    """The result with a mistake in a merged op with a weight; None where it cannot be made."""
     model = copy.deepcopy(result.model)
-    node = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm") and "fused" in n.name][number]
-    if node.op_type == "Gemm" and mutation in GEOMETRIC:
+    kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    node = [n for n in model.graph.node if n.op_type in kinds and "fused" in n.name][number]
+    if node.op_type in ("Gemm", "MatMul") and mutation in GEOMETRIC:
         return None
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    weight = numpy_helper.to_array(tensors[node.input[1]])
-    bias = numpy_helper.to_array(tensors[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight))
+    behind = (n for n in model.graph.node if "fused_bias" in n.name and n.input[0] == node.output[0])
+    names = [*node.input[1:], *(n.input[1] for n in behind)]
+    weight = numpy_helper.to_array(tensors[names[0]])
+    bias = numpy_helper.to_array(tensors[names[1]]) if len(names) > 1 else np.zeros(len(weight))
     found = mutation(node, weight, bias)
     if isinstance(found, bool):
         return None
-    for name, old, new in zip(node.input[1:], (weight, bias), found, strict=False):
+    for name, old, new in zip(names, (weight, bias), found, strict=False):
         tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(new, old.dtype), name))
     return replace(result, model=model)
 
@@ -199,6 +202,53 @@ def test_every_mutant_of_a_gemm_is_caught() -> None:
         for transposed in (0, 1)
     ]
     assert_all_caught(net.model(net.add(*branches, net.node("Mul", net.x, net.vector()))))
+
+
+def two_matmuls(net: Net) -> str:
+    weights = (net.constant(net.random.normal(size=(net.inputs["x"][-1], 5))) for _ in "ab")
+    return net.add(*(net.node("Add", net.node("MatMul", net.x, weight), net.vector(5)) for weight in weights))
+
+
+def two_transposed(net: Net) -> str:
+    weights = (net.constant(net.random.normal(size=(4, 3, 3, 3))) for _ in "ab")
+    branches = [net.node("ConvTranspose", net.x, each, net.vector(3), strides=[2, 2]) for each in weights]
+    return net.bn(net.add(*branches), 3)
+
+
+def stacked(net: Net) -> str:
+    return net.node("Concat", net.conv_bn(net.x), net.conv(net.x), axis=1)
+
+
+def stacked_in_part(net: Net) -> str:
+    return net.node("Concat", net.node("Relu", net.x), net.conv_bn(net.x), net.conv(net.x), axis=1)
+
+
+def met_again(net: Net) -> str:
+    part = net.node("Split", net.x, axis=1, outputs=2)
+    return net.add(*(net.conv(each, channels=(2, 6)) for each in (part, f"{part}_1")))
+
+
+def behind_a_shift(net: Net) -> str:
+    return net.repvgg(net.scale("Add", net.scale("Mul", net.x, 4, 1, 1), 4, 1, 1))
+
+
+def across_a_pooling(net: Net) -> str:
+    return net.conv(net.node("GlobalAveragePool", net.bn(net.x)), 1, channels=(4, 5))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [two_transposed, stacked, stacked_in_part, met_again, behind_a_shift, across_a_pooling],
+    ids=lambda build: build.__name__,
+)
+def test_every_mutant_of_other_kinds_is_caught(build: Callable[[Net], str]) -> None:
+    net = Net(dtype=TensorProto.FLOAT)
+    assert_all_caught(net.model(build(net)))
+
+
+def test_every_mutant_of_a_matmul_is_caught() -> None:
+    net = Net(dtype=TensorProto.FLOAT, extents=(6,))
+    assert_all_caught(net.model(two_matmuls(net)))
 
 
 def assert_all_caught(model: ModelProto) -> None:
