@@ -11,7 +11,7 @@ from repfuse.errors import RepfuseError
 from repfuse.estimate import Speedup
 from repfuse.figures import counted, si
 from repfuse.fusion import fuse
-from repfuse.remarks import Edit
+from repfuse.remarks import Edit, refuse_invalid
 from repfuse.stats import Stats, measure
 
 UNFUSED = 3
@@ -70,6 +70,7 @@ def check(name: str, *, patterns: Sequence[str] | None = None) -> Finding:
     try:
         with places.local(name) as path:
             result = fuse(path, patterns=patterns)
+            refuse_invalid(name, result.remarks)
             before = model_io.structure(path)
             size = measure(before, size=path.stat().st_size)
     except RepfuseError as error:

@@ -14,6 +14,8 @@ from repfuse.kernel import Array, EquivalentKernel
 from repfuse.ways import Merge
 from repfuse.window import Layout, Refusal, Window
 
+NOT_FINITE = Refusal("has a weight that is infinite or not a number")
+
 
 @dataclass(frozen=True)
 class Derived:
@@ -155,7 +157,7 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
         if all(np.all(np.isfinite(array)) for array in (exact.weight, exact.bias)):
             return Refusal(f"would overflow {np.dtype(dtype).name}")
-        return Refusal("has a weight that is infinite or not a number")
+        return NOT_FINITE
     if dtype == np.float16 and _underflows(exact, weight):
         return Refusal(f"would lose precision in {np.dtype(dtype).name}")
     del exact

@@ -20,8 +20,15 @@ def refusals(
 ) -> list[Remark]:
     """A remark for each join whose operands share a source in some way, with a weight on the way, and that stays.
 
-    A join of which only some operands were merged has one, too, if another operand follows from their source.
+    A join of which only some operands were merged has one, too, if another operand follows from their source; and
+    so has each node that makes no sense.
     """
+    label, name = groups.scope.label, groups.scope.name
+    invalid = [
+        Remark(Outcome.REFUSED, name(at), f"{name(at)} {refusal.reason}", name(at), label, invalid=True)
+        for at, refusal in sorted(groups.blocked.items())
+        if refusal.invalid
+    ]
     partial = (each for each in chosen if each.rest and each.root in groups.joins)
     found = [(each.root, _left_out(groups, each)) for each in partial]
     gone = {position for candidate in chosen for position in candidate.replaced}
@@ -30,8 +37,8 @@ def refusals(
             operands, joins = groups.flattened(position)
             gone.update(joins)
             found.append((position, _reason(groups, operands, fits)))
-    return [
-        Remark(Outcome.REFUSED, groups.scope.name(position), *reason, groups.scope.label)
+    return invalid + [
+        Remark(Outcome.REFUSED, name(position), *reason, label)
         for position, reason in sorted(found, key=lambda each: each[0])
         if reason
     ]

@@ -28,13 +28,14 @@ def batch_normalization(node: NodeProto, scope: Scope) -> Lifted | Refusal:
         return Refusal("has statistics or parameters that are computed at run time")
     sizes = {operand.size for operand in operands if operand}
     if len(sizes) != 1:
-        return Refusal("has statistics and parameters of different sizes")
+        return Refusal("has statistics and parameters of different sizes", invalid=True)
     scale, bias, mean, variance = (values_of(operand).astype(np.float64) for operand in operands if operand)
     variance = variance + attributes.get("epsilon", _EPSILON)
     if np.any(variance <= 0):
-        return Refusal("has a negative variance")
+        return Refusal("has a negative variance", invalid=True)
     factor = scale / np.sqrt(variance)
-    return affine(node.input[0], factor, bias - mean * factor, 0, (Op("bn"),))
+    lifted = affine(node.input[0], factor, bias - mean * factor, 0, (Op("bn"),))
+    return replace(lifted, invalid=True) if isinstance(lifted, Refusal) else lifted
 
 
 def scale_or_shift(node: NodeProto, scope: Scope) -> Lifted | Refusal:

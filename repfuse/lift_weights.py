@@ -27,7 +27,7 @@ def conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     if isinstance(axes, Refusal):
         return axes
     if not extents or group < 1 or outputs % group or (bias and bias.dims != (outputs,)):
-        return Refusal("has a weight, bias and group that do not fit together")
+        return Refusal("has a weight, bias and group that do not fit together", invalid=True)
     shift = vector_of(bias, outputs) if bias else np.zeros(outputs)
     channels = (outputs, per_group * group)
     geometry = Window(channels, group, axes, biased=bool(np.any(shift != 0)))
@@ -59,7 +59,7 @@ def conv_transpose(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     appended = tuple(attributes.get("output_padding") or [0] * len(extents))
     fits = group >= 1 and inputs % group == 0 and len(appended) == len(extents) > 0
     if not fits or (bias and bias.dims != (outputs,)):
-        return Refusal("has a weight, bias and group that do not fit together")
+        return Refusal("has a weight, bias and group that do not fit together", invalid=True)
     shift = vector_of(bias, outputs) if bias else np.zeros(outputs)
     geometry = Window(
         (outputs, inputs), group, axes, biased=bool(np.any(shift != 0)), output_padding=appended
@@ -86,7 +86,7 @@ def _weight_and_bias(node: NodeProto, scope: Scope) -> tuple[Constant, Constant 
     if weight.data_type not in FLOATS:
         return Refusal("has a weight that is not of a float type")
     if len(weight.dims) < 2:
-        return Refusal("has a weight, bias and group that do not fit together")
+        return Refusal("has a weight, bias and group that do not fit together", invalid=True)
     return weight, bias
 
 
@@ -99,7 +99,7 @@ def gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     if weight.data_type not in FLOATS or _is_dequantized(node.input[1], scope) or attributes.get("transA"):
         return Refusal("has a weight that is not of a float type, or a transposed input")
     if len(weight.dims) != 2 or (bias and bias.data_type != weight.data_type):
-        return Refusal("has a weight and bias that do not fit together")
+        return Refusal("has a weight and bias that do not fit together", invalid=True)
     transposed = bool(attributes.get("transB"))
     inputs, outputs = weight.dims[::-1] if transposed else weight.dims
     shift = np.zeros(outputs)

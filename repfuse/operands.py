@@ -99,9 +99,11 @@ def spatial_axes(
     pads = list(attributes.get("pads") or [0] * (2 * rank))
     declared = list(attributes.get("kernel_shape") or extents)
     if [len(strides), len(dilations), len(pads), declared] != [rank, rank, 2 * rank, list(extents)]:
-        return Refusal("has strides, dilations, pads or a kernel_shape that do not fit its kernel")
+        return Refusal(
+            "has strides, dilations, pads or a kernel_shape that do not fit its kernel", invalid=True
+        )
     if min([*strides, *dilations, *extents], default=1) < 1:
-        return Refusal("has a stride, dilation or kernel extent below 1")
+        return Refusal("has a stride, dilation or kernel extent below 1", invalid=True)
     mode = attributes.get("auto_pad", b"NOTSET") or b"NOTSET"
     if mode == b"VALID":
         pads = [0] * (2 * rank)
@@ -119,7 +121,7 @@ def spatial_axes(
             )
         pads = same
     elif mode != b"NOTSET":
-        return Refusal("has an auto_pad that ONNX does not define")
+        return Refusal("has an auto_pad that ONNX does not define", invalid=True)
     columns = zip(extents, strides, dilations, pads[:rank], pads[rank:], strict=True)
     return tuple(Axis(*column) for column in columns)
 

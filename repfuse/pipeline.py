@@ -25,7 +25,7 @@ from repfuse.fusion import fuse_file as fuse
 from repfuse.inputs import Range, load_input_data, parse_input_range, parse_input_shape, resolve_inputs
 from repfuse.patterns import load_patterns
 from repfuse.plan import Plan
-from repfuse.remarks import Edit
+from repfuse.remarks import Edit, refuse_invalid
 from repfuse.report import Report
 from repfuse.staging import staged
 from repfuse.stats import measure_file
@@ -253,6 +253,7 @@ class _Job:
         """Fuse, run each block by itself, and write the model; what follows reads it from the file."""
         options, found = self._options, self._found
         with self._fused(fused, self._left, tell) as result:
+            refuse_invalid(str(options.source), result.remarks)
             found.edits, found.remarks, found.blocks = result.edits, result.remarks, ()
             if result.changed and not options.no_verify:
                 found.blocks = check_blocks(model_io.read(options.source), result, on_progress=tell)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from repfuse.errors import BadInputError
+
 
 class Outcome(str, Enum):
     """What became of a group of branches."""
@@ -30,6 +32,7 @@ class Remark:
         blocker: The label of the node that stands in the way; empty where none does.
         graph: The graph that holds the node: empty for the main graph, else `function domain:name` or
             the path of a subgraph.
+        invalid: Whether the model is not valid, for what the message says: the commands refuse it.
     """
 
     outcome: Outcome
@@ -37,6 +40,7 @@ class Remark:
     message: str
     blocker: str = ""
     graph: str = ""
+    invalid: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,20 @@ class Edit:
     removed: tuple[str, ...]
     added: tuple[str, ...]
     kernel: str
+
+
+def refuse_invalid(name: str, remarks: Iterable[Remark]) -> None:
+    """Refuse a model, which is called `name`, in which a node was found that makes no sense.
+
+    Raises:
+        BadInputError: It names the first such node.
+    """
+    for remark in remarks:
+        if remark.invalid:
+            place = f" in {remark.graph}" if remark.graph else ""
+            raise BadInputError(
+                f"{name}: not a sound model{place}: {remark.message}; look at the checkpoint, or export it again"
+            )
 
 
 def label(op_type: str, name: str, outputs: Iterable[str]) -> str:

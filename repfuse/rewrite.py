@@ -11,7 +11,7 @@ from onnx import NodeProto, helper
 
 from repfuse.carry import axis_of
 from repfuse.choose import Candidate
-from repfuse.derive import Derived, derive
+from repfuse.derive import NOT_FINITE, Derived, derive
 from repfuse.groups import Groups, Operand
 from repfuse.patch import Patch
 from repfuse.remarks import Edit, Outcome, Remark, label
@@ -36,8 +36,17 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         found = derive(groups, merge)
         if isinstance(found, Refusal):
             blocker = _unfit_conv(groups, candidate)
+            if blocker:
+                found = NOT_FINITE
             message = f"{blocker or 'its merged weight'} {found.reason}"
-            return Remark(Outcome.REFUSED, scope.name(candidate.root), message, blocker, scope.label)
+            return Remark(
+                Outcome.REFUSED,
+                scope.name(candidate.root),
+                message,
+                blocker,
+                scope.label,
+                invalid=bool(blocker),
+            )
         derived.append(found)
     nodes = _nodes(groups, candidate, derived, patch)
     replaced = [scope.nodes[position] for position in sorted(candidate.replaced)]

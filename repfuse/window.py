@@ -26,10 +26,12 @@ class Refusal:
     Attributes:
         reason: The sentence, to be read after a node's name.
         extents_would_help: Whether it might be done if the source's static extents were known.
+        invalid: Whether the node makes no sense by ONNX's definition, or computes no numbers, whatever it is fed.
     """
 
     reason: str
     extents_would_help: bool = False
+    invalid: bool = False
 
     def __bool__(self) -> Literal[False]:
         return False
