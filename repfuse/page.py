@@ -6,10 +6,11 @@ Pure but for the clock and the versions of what is installed: results in, text o
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,6 +24,7 @@ from repfuse.comparison import OutputCheck
 from repfuse.details import Details, Group
 from repfuse.drawing import Box, Drawing, Line, alike, draw, shortened
 from repfuse.figures import changed_by, counted, milliseconds, si
+from repfuse.int8 import BAD, NOTABLE, BlockNoise, WeightNoise
 from repfuse.remarks import Outcome, Remark
 from repfuse.report import Report
 from repfuse.schedule import Schedule
@@ -69,6 +71,7 @@ def page(found: Report, details: Details, *, command: str, failure: str = "") ->
         warnings=report.warnings(found.verification) if found.verification else [],
         blocks=_blocks(found.blocks),
         activations=_activations(details.before, details.after),
+        quantization=_quantization(found.quantization),
         drawings=_drawings(details.groups),
         remarks=_remarks(found.remarks),
         provenance=_provenance(found, details, command),
@@ -197,6 +200,49 @@ def _activations(before: Schedule | None, after: Schedule | None) -> Mapping[str
             for step in sorted(each.steps, key=lambda step: -step.bytes)[:HEAVIEST]
         ],
     }
+
+
+def _quantization(blocks: Sequence[BlockNoise]) -> Mapping[str, Any] | None:
+    if not blocks:
+        return None
+    bad = sum(block.bad for block in blocks)
+    sides = [[block.before for block in blocks], [block.after for block in blocks]]
+    steps: Mapping[str, Callable[[WeightNoise], float]] = {
+        "a step for each channel": lambda each: each.per_channel,
+        "a step for each tensor": lambda each: each.per_tensor,
+    }
+    rows: Table = []
+    for title, figure in steps.items():
+        for name, pick in (("median", statistics.median), ("worst", min)):
+            rows.append((f"{title}: {name}", *(_decibels(pick(map(figure, side))) for side in sides)))
+    text = (
+        f"{counted(bad, 'block')} of {len(blocks)} would quantize badly: below {BAD:.0f} dB with a step for each "
+        f"channel, and worse than the branches by more than {NOTABLE:.0f} dB. Leave the worst of them in float, or "
+        "train with quantization or with QARepVGG's blocks."
+        if bad
+        else f"No block loses more than {NOTABLE:.0f} dB and ends below {BAD:.0f} dB with a step for each channel."
+    )
+    return {
+        "text": text,
+        "rows": rows,
+        "blocks": [
+            (
+                block.edit.output,
+                *(
+                    _decibels(figure(side))
+                    for figure in steps.values()
+                    for side in (block.before, block.after)
+                ),
+                *(f"{side.least:.2g} to {side.largest:.2g}" for side in (block.before, block.after)),
+                "quantizes badly" if block.bad else "",
+            )
+            for block in sorted(blocks, key=lambda block: block.after.per_channel)
+        ],
+    }
+
+
+def _decibels(figure: float) -> str:
+    return f"{figure:.1f} dB" if math.isfinite(figure) else "exact"
 
 
 def _drawings(groups: Sequence[Group]) -> list[Mapping[str, Any]]:

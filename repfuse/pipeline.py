@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from repfuse import __version__, model_io, report
+from repfuse import __version__, int8, model_io, report
 from repfuse.backends import Array, BackendError, backends_named
 from repfuse.bench import benchmark
 from repfuse.blockcheck import check_blocks
@@ -287,9 +287,17 @@ class _Job:
             measure_file(path, input_shapes=shapes) for path in (options.source, fused)
         )
         self._voice.say("", report.sizes(found.before, found.after))
-        if self._details:
-            with self._voice.doing("Looking at groups"):
-                result = FuseResult(model_io.read(fused), tuple(found.edits), tuple(found.remarks))
+        if options.json or options.report:
+            self._look_closely(fused, shapes)
+
+    def _look_closely(self, fused: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Gather what is written into reports and not printed."""
+        options, found = self._options, self._found
+        with self._voice.doing("Looking at blocks"):
+            model = model_io.read(fused)
+            found.quantization = int8.compare(model_io.read(options.source), model, found.edits)
+            if self._details:
+                result = FuseResult(model, tuple(found.edits), tuple(found.remarks))
                 self._details.gather(options.source, fused, result, shapes)
 
     def _verified(self, fused: Path) -> bool:

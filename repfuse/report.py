@@ -24,6 +24,7 @@ from repfuse.blockcheck import BlockCheck
 from repfuse.comparison import OutputCheck
 from repfuse.culprit import BadBlock
 from repfuse.figures import Row, changed_by, counted, figure_table, milliseconds, si, two_columns
+from repfuse.int8 import BlockNoise
 from repfuse.patterns import Pattern
 from repfuse.plain import as_plain
 from repfuse.remarks import Edit, Outcome, Remark
@@ -60,6 +61,7 @@ class Report:
         bad_blocks: What does not match, and was left alone or kept the model from being written.
         verification: How the outputs compare; None where they were not compared.
         benchmarks: Latencies, one entry for each backend.
+        quantization: How well weights would survive int8, by block; only for reports that are written.
         notes: What else a reader ought to know, in sentences.
         written: Whether `target` was written.
     """
@@ -75,6 +77,7 @@ class Report:
     bad_blocks: list[BadBlock] = dataclasses.field(default_factory=list)
     verification: Verification | None = None
     benchmarks: list[Benchmark] = dataclasses.field(default_factory=list)
+    quantization: Sequence[BlockNoise] = ()
     notes: list[str] = dataclasses.field(default_factory=list)
     written: bool = False
 
@@ -285,9 +288,12 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
             "bad_blocks": report.bad_blocks,
             "verification": report.verification,
             "latency": report.benchmarks,
+            "quantization": report.quantization,
             "notes": report.notes,
         }
     )
+    for entry, block in zip(plain["quantization"], report.quantization, strict=True):
+        entry.update(as_plain({"lost": block.lost, "bad": block.bad}))
     if report.verification:
         plain["verification"].update(
             as_plain(

@@ -87,6 +87,7 @@ def test_everything_is_in_it(report: Path) -> None:
         "Outputs",
         "Blocks",
         "Activation memory",
+        "Quantization",
         "Groups",
         "Remarks",
         "Provenance",
