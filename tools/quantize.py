@@ -83,14 +83,11 @@ def ratio(signal: Array, other: Array) -> float:
     return 10 * math.log10(float(np.sum(signal**2)) / lost) if lost else math.inf
 
 
-def measure(model: Path, count: int, folder: Path) -> Iterator[str]:
-    """The lines of one model: weights, outputs, and what becomes of it when it is quantized first."""
-    feeds = make_inputs(model, count=2 * count, seed=0)
-    calibration, held_out = feeds[:count], feeds[count:]
-    result = repfuse.fuse(model)
-    fused = folder / "fused.onnx"
-    onnx.save(result.model, fused)
+def weight_lines(model: Path, result: repfuse.FuseResult) -> Iterator[str]:
+    """How well weights survive."""
     noises = compare(onnx.load(model), result.model, result.edits)
+    if not noises:
+        return
     sides = [
         [(each.per_channel, each.per_tensor) for each in side]
         for side in zip(*((n.before, n.after) for n in noises), strict=True)
@@ -104,6 +101,14 @@ def measure(model: Path, count: int, folder: Path) -> Iterator[str]:
         )
         yield row(model, f"weights of blocks, a step for each {title}: worst", map(min, (before, after)))
     yield f"| {model.stem} | blocks that quantize badly | | {sum(n.bad for n in noises)} of {len(noises)} |"
+
+
+def output_lines(model: Path, result: repfuse.FuseResult, count: int, folder: Path) -> Iterator[str]:
+    """How well outputs survive, and what becomes of a model that is quantized first."""
+    feeds = make_inputs(model, count=2 * count, seed=0)
+    calibration, held_out = feeds[:count], feeds[count:]
+    fused = folder / "fused.onnx"
+    onnx.save(result.model, fused)
     signal = outputs(model, held_out)
     for per_channel, title in ((True, "channel"), (False, "tensor")):
         made = [rounded(path, folder, per_channel=per_channel) for path in (model, fused)]
@@ -134,12 +139,16 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, default=8, help="inputs to calibrate with, and as many to compare on"
     )
+    parser.add_argument("--weights", action="store_true", help="measure weights only, and run nothing")
     arguments = parser.parse_args()
     print("| model | | before | after |\n|---|---|---|---|")
     for model in arguments.models:
-        with tempfile.TemporaryDirectory() as folder:
-            for line in measure(model, arguments.count, Path(folder)):
-                print(line, flush=True)
+        result = repfuse.fuse(model)
+        print(*weight_lines(model, result), sep="\n", flush=True)
+        if not arguments.weights:
+            with tempfile.TemporaryDirectory() as folder:
+                for line in output_lines(model, result, arguments.count, Path(folder)):
+                    print(line, flush=True)
 
 
 if __name__ == "__main__":
