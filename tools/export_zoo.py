@@ -112,6 +112,14 @@ ZOO: list[Model] = [
     *_torch(blocks.replknet, nn.ReLU),
     *_torch(blocks.unireplknet, nn.GELU),
     *_torch(blocks.dbb, nn.ReLU),
+    *_torch(blocks.orepa, nn.ReLU),
+    *_torch(blocks.ecbsr, nn.PReLU),
+    *_torch(blocks.pp_yoloe, nn.SiLU),
+    *_torch(blocks.bottlerep, nn.ReLU),
+    *_torch(blocks.lcnetv3, nn.Hardswish),
+    *_torch(blocks.deep_stem, nn.ReLU),
+    *_torch(blocks.repnext, nn.GELU),
+    *_torch(blocks.yolov10, nn.SiLU),
 ]
 
 

@@ -84,6 +84,103 @@ class BNAndPad(nn.Module):
         return out
 
 
+class BiasPad(nn.Module):
+    """ECBSR's 1x1 convolution whose padding holds what it makes of zero: its bias."""
+
+    def __init__(self, c: int, o: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c, o, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve, pad by zeros, and overwrite the border."""
+        border = self.conv.bias.view(1, -1, 1, 1)
+        out = functional.pad(self.conv(x), [1] * 4)
+        out[:, :, 0:1, :] = border
+        out[:, :, -1:, :] = border
+        out[:, :, :, 0:1] = border
+        out[:, :, :, -1:] = border
+        return out
+
+
+SOBEL = ((1, 0, -1), (2, 0, -2), (1, 0, -1))
+LAPLACIAN = ((0, 1, 0), (1, -4, 1), (0, 1, 0))
+
+
+class Mask(nn.Module):
+    """ECBSR's fixed filter on each channel by itself, times a learned scale; unpadded."""
+
+    def __init__(self, channels: int, mask: Iterable[Iterable[int]]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(channels, 1, 1, 1))
+        self.bias = nn.Parameter(torch.randn(channels))
+        self.register_buffer("mask", torch.tensor(mask, dtype=torch.float32).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Filter."""
+        return functional.conv2d(x, self.scale * self.mask, self.bias, groups=len(self.bias))
+
+
+class Alpha(nn.Module):
+    """One learned number that multiplies all, as in PP-YOLOE and YOLOv6's BottleRep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.rand(1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale."""
+        return self.alpha * x
+
+
+class Affine(nn.Module):
+    """PP-LCNetV3's learnable affine block: one scale and one shift for all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.rand(1) + 0.5), nn.Parameter(torch.randn(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale and shift."""
+        return self.scale * x + self.bias
+
+
+class OnlineConv(nn.Module):
+    """OREPA: branches that are summed as weights, in forward, each scaled for each output channel."""
+
+    def __init__(self, c: int, o: int, s: int, expansion: int = 8) -> None:
+        super().__init__()
+        self.shape, self.stride = (o, c, 3, 3), s
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape) / (9 * c) ** 0.5)
+
+        self.origin, self.average, self.frequency = weight(o, c, 3, 3), weight(o, c), weight(o, c)
+        self.first, self.second = weight(c, c), weight(o, c, 3, 3)
+        self.pointwise, self.depthwise = weight(o, c, 1, 1), weight(c, expansion, 3, 3)
+        self.separable = weight(o, c, expansion)
+        self.vectors = nn.Parameter(torch.rand(6, o) + 0.5)
+        self.register_buffer("mean", torch.full((3, 3), 1 / 9))
+        turns = torch.arange(o).view(-1, 1) * (torch.arange(3) + 0.5) * torch.pi / 3
+        self.register_buffer("prior", turns.cos()[:, :, None] * turns.cos().flip(0)[:, None, :])
+        self.register_buffer("eye", torch.eye(c))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum the weights, convolve once."""
+        terms = [
+            self.origin,
+            torch.einsum("oi,hw->oihw", self.average, self.mean),
+            torch.einsum("oi,ohw->oihw", self.frequency, self.prior),
+            torch.einsum("ti,othw->oihw", self.first + self.eye, self.second),
+            functional.pad(self.pointwise, [1] * 4),
+            torch.einsum("oit,ithw->oihw", self.separable, self.depthwise),
+        ]
+        scaled = [torch.einsum("oihw,o->oihw", term, self.vectors[i]) for i, term in enumerate(terms)]
+        total = scaled[0]
+        for term in scaled[1:]:
+            total = total + term
+        return functional.conv2d(x, total.reshape(self.shape), stride=self.stride, padding=1)
+
+
 class IdentityBasedConv1x1(nn.Module):
     """DBB's 1x1 convolution that learns the difference from the identity."""
 
@@ -194,6 +291,74 @@ def dbb(c: int, o: int, s: int) -> LinearBlock:
     series = [IdentityBasedConv1x1(c), BNAndPad(c, 1), conv_bn(c, o, 3, s, padding=0)]
     branches = [conv_bn(c, o, 3, s), conv_bn(c, o, 1, s), nn.Sequential(*average), nn.Sequential(*series)]
     return LinearBlock(branches, **_merged(c, o, 3, s))
+
+
+def orepa(c: int, o: int, s: int) -> LinearBlock:
+    return LinearBlock([OnlineConv(c, o, s)], nn.BatchNorm2d(o), **_merged(c, o, 3, s))
+
+
+def ecbsr(c: int, o: int, s: int) -> nn.Module:
+    if s != 1:
+        return conv_bn(c, o, 3, s)
+    sobel = torch.tensor(SOBEL)
+    masks = [Mask(o, mask) for mask in (SOBEL, sobel.T.tolist(), LAPLACIAN)]
+    series = nn.Sequential(BiasPad(c, 2 * o), nn.Conv2d(2 * o, o, 3))
+    branches = [nn.Conv2d(c, o, 3, 1, 1), series, *(nn.Sequential(BiasPad(c, o), mask) for mask in masks)]
+    return LinearBlock([*branches, *_if_same(c, o, s, nn.Identity())], **_merged(c, o, 3, s))
+
+
+def pp_yoloe(c: int, o: int, s: int) -> LinearBlock:
+    scaled = nn.Sequential(conv_bn(c, o, 1, s), Alpha())
+    return LinearBlock([conv_bn(c, o, 3, s), scaled], **_merged(c, o, 3, s))
+
+
+class BottleRep(nn.Module):
+    """YOLOv6's residual with a learned factor around two RepVGG blocks."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        layers = [layer for _ in range(2) for layer in (repconv_yolov7(channels, channels, 1), nn.ReLU())]
+        self.layers, self.alpha = nn.Sequential(*layers), Alpha()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add."""
+        return self.layers(x) + self.alpha(x)
+
+
+def bottlerep(c: int, o: int, s: int) -> nn.Module:
+    return BottleRep(c) if c == o and s == 1 else repconv_yolov7(c, o, s)
+
+
+def lcnetv3(c: int, o: int, s: int) -> nn.Module:
+    def layer(c: int, o: int, k: int, s: int, g: int) -> LinearBlock:
+        small = [conv_bn(c, o, 1, s, groups=g)] if k > 1 else []
+        copies = [conv_bn(c, o, k, s, groups=g) for _ in range(4)]
+        identity = _if_same(c, o, s, nn.BatchNorm2d(c))
+        return LinearBlock([*identity, *copies, *small], Affine(), **_merged(c, o, k, s, groups=g))
+
+    return nn.Sequential(layer(c, c, 3, s, c), nn.Hardswish(), Affine(), layer(c, o, 1, 1, 1))
+
+
+def deep_stem(c: int, o: int, s: int) -> LinearBlock:
+    """Three square kernels without activations in place of a 7x7; padded in front, so that it is exact."""
+    stack = [conv(c, o, 3, padding=3), conv(o, o, 3, padding=0), conv(o, o, 3, s, padding=0)]
+    return LinearBlock([nn.Sequential(*stack, nn.BatchNorm2d(o))], **_merged(c, o, 7, s))
+
+
+def repnext(c: int, o: int, s: int) -> nn.Module:
+    if c != o:
+        return conv_bn(c, o, 3, s)
+    corners = nn.Sequential(conv(c, c, 2, s, groups=c, dilation=2, padding=1), nn.BatchNorm2d(c))
+    strips = [conv_bn(c, c, k, s, groups=c) for k in ((1, 3), (3, 1))]
+    mixer = LinearBlock([conv_bn(c, c, 3, s, groups=c), *strips, corners], **_merged(c, c, 3, s, groups=c))
+    return nn.Sequential(mixer, conv(c, c, 1), nn.GELU(), conv_bn(c, c, 1))
+
+
+def yolov10(c: int, o: int, s: int) -> nn.Module:
+    if c != o:
+        return conv_bn(c, o, 3, s)
+    branches = [conv_bn(c, c, k, s, groups=c) for k in (7, 3)]
+    return nn.Sequential(LinearBlock(branches, **_merged(c, c, 7, s, groups=c)), nn.SiLU(), conv_bn(c, c, 1))
 
 
 def network(family: Family, activation: Callable[[], nn.Module], channels: int) -> nn.Module:
