@@ -126,7 +126,7 @@ def tried(path: Path, title: str, seconds: float) -> Row:
     if not result.changed:
         return Row(title, nodes, None, (), ())
     wrong = [
-        f"{check.edit.output}: off by {check.error_ulp:.2g} of what rounding allows"
+        f"{check.edit.output}: off by {check.error_ulp:.2g} units in the last place per weight"
         for check in repfuse.check_blocks(before, result)
         if not check.passed
     ]
