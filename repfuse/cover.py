@@ -101,8 +101,11 @@ class Cover:
         """Whether as many Convs go as this way has: they lead from what it needs to this tensor only."""
         stay = {need for need, _ in way.needs}
         found, lost = 0, dict[int, int]()
-        pending = [tensor]
-        while pending and len(lost) < _REACH:
+        pending, looked_at = [tensor], 0
+        while (
+            pending and looked_at < _REACH
+        ):  # a join may have more operands than that, so those do not count
+            looked_at += 1
             now = self._ways[pending.pop()][0]
             found += now.convs
             if found >= way.convs:

@@ -55,24 +55,38 @@ def _outermost_join(groups: Groups, merge: Merge) -> tuple[list[Operand], tuple[
     return [merge.terms[0]], ()
 
 
-def _paths(groups: Groups, operand: Operand, source: str, after: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
-    """The ops on every way from the source to an operand, followed by `after`."""
-    if operand.sign < 0:
-        after = (_NEG, *after)
-    if operand.tensor == source:
-        yield after
-        return
-    position = groups.scope.producer(operand.tensor)
-    assert position is not None
-    if position in groups.joins:
-        for inner in groups.joins[position]:
-            yield from _paths(groups, inner, source, after)
-    elif position in groups.carries:
-        yield from _paths(groups, Operand(groups.carries[position].source, 1), source, after)
-    elif position in groups.stacks:
-        for name in groups.stacks[position]:
-            yield from _paths(groups, Operand(name, 1), source, (_CONCAT, *after))
-    else:
-        lifted = groups.op(operand.tensor)
-        assert lifted is not None
-        yield from _paths(groups, Operand(lifted.source, 1), source, lifted.ops + after)
+_Chain = tuple[tuple[Op, ...], "_Chain"] | tuple[()]
+"""Ops and the chain of those behind them: branches that part share what is behind."""
+
+
+def _paths(groups: Groups, operand: Operand, source: str, end: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
+    """The ops on every way from the source to an operand, and `end`. A loop: ways may be thousands of ops long."""
+    pending: list[tuple[Operand, _Chain]] = [(operand, (end, ()))]
+    while pending:
+        operand, after = pending.pop()
+        if operand.sign < 0:
+            after = ((_NEG,), after)
+        if operand.tensor == source:
+            yield _unchained(after)
+            continue
+        position = groups.scope.producer(operand.tensor)
+        assert position is not None
+        if position in groups.joins:
+            pending += [(inner, after) for inner in reversed(groups.joins[position])]
+        elif position in groups.carries:
+            pending.append((Operand(groups.carries[position].source, 1), after))
+        elif position in groups.stacks:
+            after = ((_CONCAT,), after)
+            pending += [(Operand(name, 1), after) for name in reversed(groups.stacks[position])]
+        else:
+            lifted = groups.op(operand.tensor)
+            assert lifted is not None
+            pending.append((Operand(lifted.source, 1), (lifted.ops, after)))
+
+
+def _unchained(chain: _Chain) -> tuple[Op, ...]:
+    ops: list[Op] = []
+    while chain:
+        first, chain = chain
+        ops += first
+    return tuple(ops)

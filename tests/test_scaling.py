@@ -83,3 +83,12 @@ def test_the_work_grows_with_the_number_of_nodes(make: Callable[[int], ModelProt
     assert len(result.edits) == (160 if fused else 0)
     assert few < some
     assert many - some == pytest.approx(2 * (some - few), rel=0.03)
+
+
+def test_a_join_may_be_deeper_than_python_recurses() -> None:
+    depth = 2 * sys.getrecursionlimit()
+    lines = [("Conv", ["x0", "k1"], "s0")]
+    for i in range(depth):
+        lines += [("Conv", ["x0", "k1"], f"c{i}"), ("Add", [f"s{i}", f"c{i}"], f"s{i + 1}")]
+    result = fuse(model_of(lines, CONSTANTS))
+    assert [node.op_type for node in result.model.graph.node] == ["Conv"]
