@@ -184,11 +184,16 @@ def _without_reduction(attributes: Attributes) -> None:
 
 
 def _range(inputs: Inputs, _: Attributes) -> Array:
-    if _needed(inputs, 0).dtype.kind != "i":
-        raise UnmovableError("a range of numbers that are not integers")
-    start, limit, step = (int(_needed(inputs, slot)) for slot in range(3))
+    given = [_needed(inputs, slot) for slot in range(3)]
+    if not all(np.all(np.isfinite(each)) and np.all(each == np.trunc(each)) for each in given):
+        raise UnmovableError("a range of numbers that are not whole")
+    start, limit, step = map(int, given)
     _bounded([max(0, math.ceil((limit - start) / step)) if step else LARGEST + 1])
-    return np.arange(start, limit, step).astype(_needed(inputs, 0).dtype)
+    whole = np.arange(start, limit, step)
+    steps = whole.astype(given[0].dtype)
+    if np.any(steps != whole):
+        raise UnmovableError("a range of numbers that its type has no digits for")
+    return steps
 
 
 def _constant_of_shape(inputs: Inputs, attributes: Attributes) -> Array:

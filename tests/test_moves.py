@@ -42,6 +42,7 @@ CASES = [
     row("Pad", X, ints(0, 1, 2, 0, 0, 1)),
     row("Pad", X, ints(1, 2), np.array(3.0), ints(2), mode="constant"),
     row("Range", np.array(2), np.array(9), np.array(3)),
+    row("Range", np.array(9.0), np.array(-2.0), np.array(-3.0)),
     row("Reshape", X, ints(0, -1)),
     row("Reshape", np.zeros((0, 3)), ints(3, 0), allowzero=1),
     row("ScatterElements", X, np.array([[[1, 0, 2, 2]]]), draw(1, 1, 4, seed=1), axis=1),
@@ -99,6 +100,11 @@ def test_padding_by_less_than_nothing() -> None:
         pytest.param("Pad", [X, ints(0, 0, 2**40, 0, 0, 0)], {}, id="Pad"),
         pytest.param("Range", [ints(0), ints(2**40), ints(1)], {}, id="Range"),
         pytest.param("Range", [ints(0), ints(2), ints(0)], {}, id="Range without a step"),
+        pytest.param("Range", [np.float32(v) for v in (0, 1, 0.1)], {}, id="Range of tenths"),
+        pytest.param("Range", [np.float32(v) for v in (0, np.inf, 1)], {}, id="Range without an end"),
+        pytest.param(
+            "Range", [np.float16(v) for v in (2040, 2060, 1)], {}, id="Range beyond its type's digits"
+        ),
         pytest.param("Gather", [X, np.zeros((2**22, 1), I64)], {}, id="Gather"),
         pytest.param("Add", [np.zeros((2**13, 1)), np.zeros(2**13)], {}, id="Add"),
     ],
