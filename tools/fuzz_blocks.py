@@ -61,6 +61,8 @@ def block(graph: Graph) -> str:
     source = graph.pick(graph.pool[-3:])
     shape = graph.values[source].shape
     rank = len(shape) - 2
+    if rank < 0:
+        raise MisfitError("a block needs channels")
     stride = graph.pick({1: 4, 2: 1})
     strides = (stride,) * rank if graph.chance(0.8) else tuple(graph.pick([1, 2]) for _ in range(rank))
     slack = graph.pick({0: 8, -1: 1, -2: 1, 1: 1})
