@@ -145,6 +145,7 @@ class _Block:
         assert after is not None
         self._after = after.wide()
         self._carried = None if {node.op_type for node in added} <= _KERNELS else _rounded_off(added, after)
+        self._joins = [node for node in added if node.op_type in ("Add", "Sub", "Concat")]
         self._concat = next((node for node in added if node.op_type == "Concat"), None)
         shifts = {node.output[0]: node for node in added if node.op_type == "Add"}
         self._convs = [
@@ -302,14 +303,20 @@ class _Block:
 
     def _joined(self, parts: Mapping[str, Array]) -> Array:
         """What the new nodes give if those with weights give `parts`, and nothing is rounded beside them."""
-        if self._concat is None:
-            return np.asarray(sum(parts.values()))
-        like = next(iter(parts.values()))
-        values = [
-            parts[name] if name in parts else np.zeros(self._beside(name, like))
-            for name in self._concat.input
-        ]
-        return np.concatenate(values, self._axis)
+        values = dict(parts)
+        for node in self._joins:
+            known = [values[name] for name in node.input if name in values]
+            if not known or node.output[0] in values:  # a shift before a Conv, or the bias of a MatMul
+                continue
+            if node.op_type == "Concat":
+                stacked = [
+                    values[name] if name in values else np.zeros(self._beside(name, known[0]))
+                    for name in node.input
+                ]
+                values[node.output[0]] = np.concatenate(stacked, self._axis)
+            else:
+                values[node.output[0]] = np.asarray(sum(known))
+        return values[self._output]
 
     def _stacked(self, sources: Mapping[str, Array]) -> Array:
         """One of the tensors that the original computes to stand in the Concat: another one is as large."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from repfuse.cover import Cover, Way
 from repfuse.groups import Groups, Operand
-from repfuse.ways import Merge, Rewrite, Ways
+from repfuse.merges import Merge, Rewrite
+from repfuse.ways import Ways
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,11 @@ from onnx import helper
 from repfuse import kernel
 from repfuse.groups import Groups
 from repfuse.kernel import Array, EquivalentKernel
-from repfuse.ways import Merge
+from repfuse.merges import Behind, Merge
+from repfuse.spread import window_of
 from repfuse.window import Layout, Refusal, Window
+
+_NEGATIVE = kernel.affine(-np.ones(1), np.zeros(1))
 
 NOT_FINITE = Refusal("has a weight that is infinite or not a number")
 
@@ -70,7 +73,18 @@ class _Reader:
         join = self.stack if merge.stacked else self.sum
         total = branches[0] if len(branches) == 1 else join(branches)
         total = kernel.placed(total, merge.window) if merge.path else total
+        for step in merge.tail:
+            total = kernel.compose(total, self._behind(step))
         return kernel.trimmed(kernel.emittable(total))
+
+    def _behind(self, step: Behind) -> EquivalentKernel:
+        """A scale behind a join, as it acts on one operand."""
+        if step.position is None:
+            return _NEGATIVE
+        whole = self._groups.lifted[step.position].kernel()
+        rows = slice(*step.rows) if step.rows and whole.window.channels else slice(None)
+        bias = whole.bias[rows] * step.shifts
+        return EquivalentKernel(window_of(self._groups, step), whole.weight[rows], bias)
 
     def kernel_of(self, tensor: str) -> EquivalentKernel:
         """The equivalent kernel from the source to `tensor`, which must have a form over that source."""
@@ -132,7 +146,7 @@ class _Reader:
 
 
 def _signed(branch: EquivalentKernel, sign: int) -> EquivalentKernel:
-    return branch if sign > 0 else kernel.compose(branch, kernel.affine(-np.ones(1), np.zeros(1)))
+    return branch if sign > 0 else kernel.compose(branch, _NEGATIVE)
 
 
 def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:

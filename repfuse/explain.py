@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from repfuse import cost
 from repfuse.choose import Candidate
 from repfuse.groups import WEIGHTED, Groups, Operand
+from repfuse.merges import Merge
 from repfuse.remarks import Outcome, Remark
-from repfuse.ways import Merge
 from repfuse.window import Refusal
 
 _SEARCHED = 32

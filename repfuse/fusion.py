@@ -19,6 +19,7 @@ from repfuse.errors import BadInputError, RepfuseError
 from repfuse.explain import refusals
 from repfuse.extents import write_out
 from repfuse.groups import Groups
+from repfuse.merges import Merge
 from repfuse.patch import Patch
 from repfuse.patterns import CATCH_ALL, Pattern, load_patterns, match, select
 from repfuse.plan import SLOWER, Place, Plan, Region, place_of, regions
@@ -28,7 +29,6 @@ from repfuse.rewrite import rewrite
 from repfuse.storage import Spill
 from repfuse.topology import topology
 from repfuse.view import scopes
-from repfuse.ways import Merge
 from repfuse.window import Refusal
 
 if TYPE_CHECKING:

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx import NodeProto
-
 from repfuse import lift_space, window
 from repfuse.carried import CARRIES, Carried
 from repfuse.carry import CARRIERS, Carry
@@ -202,7 +200,7 @@ class Groups:
     def _visit_concat(self, position: int) -> bool:
         """Add a Concat, if channels of what follows linearly from something are among those that it stacks."""
         node = self.scope.nodes[position]
-        layouts = self._layouts(node)
+        layouts = self.layouts(position)
         columns = [self.forms(name) for name in node.input]
         known = (form.window for column in columns for form in column.values())
         if not any(each.channels and each.layout in layouts for each in known):
@@ -222,8 +220,9 @@ class Groups:
         self._keep(node.output[0], found)
         return True
 
-    def _layouts(self, node: NodeProto) -> set[Layout]:
+    def layouts(self, position: int) -> set[Layout]:
         """Where channels must be for a Concat to stack them."""
+        node = self.scope.nodes[position]
         axis: int = attributes_of(node).get("axis", 1)
         shape = self.scope.shape_of(node.output[0])
         if shape is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from repfuse import cost
 from repfuse.choose import Candidate, choose
 from repfuse.groups import Groups
-from repfuse.ways import Merge
+from repfuse.merges import Merge
 from repfuse.window import Refusal
 
 BALANCES = (cost.MOVED, 4 * cost.MOVED, 16 * cost.MOVED, cost.MOVED / 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from repfuse.carry import axis_of
 from repfuse.choose import Candidate
 from repfuse.derive import NOT_FINITE, Derived, derive
 from repfuse.groups import Groups, Operand
+from repfuse.merges import Merge, Rewrite
 from repfuse.patch import Patch
 from repfuse.remarks import Edit, Outcome, Remark, label
-from repfuse.ways import Merge
 from repfuse.window import Layout, Refusal, Window
 
 FUSED_FROM = "repfuse.fused_from"
@@ -87,22 +87,32 @@ def _nodes(groups: Groups, candidate: Candidate, derived: Sequence[Derived], pat
     """The new nodes, in order; the last one computes what the candidate's root computed."""
     root = groups.scope.nodes[candidate.root]
     stem = root.name or root.output[0]
-    nodes: list[NodeProto] = []
-    parts: list[Operand] = []
-    kernels = iter(derived)
-    for part in candidate.rewrite.parts:
-        if isinstance(part, Operand):
-            parts.append(part)
-        else:
-            nodes += _merged(groups, part, next(kernels), stem, patch)
-            parts.append(Operand(nodes[-1].output[0], 1))
-    join = _concat if candidate.root in groups.stacks else _sum
-    nodes += join(root, parts, stem, patch)
+    nodes = _joined(groups, candidate.rewrite, iter(derived), stem, patch)
     nodes[-1].output[0] = groups.output(candidate.root)
     return nodes
 
 
-def _sum(_: NodeProto, parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
+def _joined(
+    groups: Groups, rewrite: Rewrite, kernels: Iterator[Derived], stem: str, patch: Patch
+) -> list[NodeProto]:
+    """The nodes of a sum or Concat, in order; `kernels` gives those of its merges."""
+    nodes: list[NodeProto] = []
+    parts: list[Operand] = []
+    for part in rewrite.parts:
+        if isinstance(part, Operand):
+            parts.append(part)
+            continue
+        if isinstance(part, Rewrite):
+            nodes += _joined(groups, part, kernels, stem, patch)
+        else:
+            nodes += _merged(groups, part, next(kernels), stem, patch)
+        parts.append(Operand(nodes[-1].output[0], 1))
+    if rewrite.stack is None:
+        return nodes + _sum(parts, stem, patch)
+    return nodes + _concat(groups.scope.nodes[rewrite.stack], parts, stem, patch)
+
+
+def _sum(parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
     """A chain of Adds."""
     nodes = []
     total = parts[0].tensor
@@ -114,13 +124,11 @@ def _sum(_: NodeProto, parts: Sequence[Operand], stem: str, patch: Patch) -> lis
     return nodes
 
 
-def _concat(root: NodeProto, parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
-    """The Concat that `root` is, of fewer tensors; none of a single one."""
-    if len(parts) == 1:
-        return []
+def _concat(old: NodeProto, parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
+    """The Concat that `old` is, of other tensors."""
     name = patch.fresh(f"{stem}/fused_concat")
     node = helper.make_node("Concat", [part.tensor for part in parts], [name], name=name)
-    node.attribute.extend(root.attribute)
+    node.attribute.extend(old.attribute)
     return [node]
 
 

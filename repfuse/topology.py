@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
 from repfuse.groups import Groups, Operand
+from repfuse.merges import Merge
 from repfuse.patterns import Op, Topology
-from repfuse.ways import Merge
 
 _MOST_BRANCHES = 64
 """Nested joins multiply paths; a group of more branches than this is described by its first ones."""
@@ -23,11 +23,24 @@ def topology(groups: Groups, merge: Merge) -> Topology:
     operands, tail = list(merge.terms), _NO_OPS
     if len(operands) == 1:
         operands, tail = _outermost_join(groups, merge)
-    end = (_CONCAT,) if merge.stacked else ()
+    end = (_CONCAT,) if merge.stacked else _NO_OPS
+    behind = _tail(groups, merge)
+    if len(operands) == 1 and not tail:  # no join of its own
+        end += behind
+    else:
+        tail += behind
     paths = (path for operand in operands for path in _paths(groups, operand, merge.source, end))
     branches = tuple(islice(paths, _MOST_BRANCHES))
     head = _shared_head(branches) if len(branches) > 1 else 0
     return Topology(tuple(branch[head:] for branch in branches), tail)
+
+
+def _tail(groups: Groups, merge: Merge) -> tuple[Op, ...]:
+    """The ops behind joins with other tensors."""
+    ops: tuple[Op, ...] = ()
+    for step in merge.tail:
+        ops += (_NEG,) if step.position is None else groups.lifted[step.position].ops
+    return ops
 
 
 def _shared_head(branches: Sequence[tuple[Op, ...]]) -> int:

@@ -2,21 +2,22 @@
 
 A `Rewrite` is one of the latter. Either the whole tensor becomes one Conv over one source; or, at a tree of joins,
 operands that share a source are merged and the rest is added as before: `a(x) + b(x) + c(y) + z` becomes
-`conv(x) + c(y) + z`.
+`conv(x) + c(y) + z`; or a scale behind a join goes into each of the Convs before it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from repfuse import cost, window
 from repfuse.carry import Carry
 from repfuse.cover import Way
 from repfuse.groups import Groups, Operand
+from repfuse.merges import Merge, Part, Rewrite
 from repfuse.partition import Branch, partition
+from repfuse.spread import Spread
 from repfuse.window import Layout, Window
 
 LEAST = 0.01
@@ -24,44 +25,6 @@ LEAST = 0.01
 
 
 _ASKING = frozenset({"Shape", "Size"})
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Branches that become one Conv: tensors that follow linearly from `source`, added up.
-
-    Attributes:
-        source: What it acts on.
-        terms: What it computes: one tensor, or several that are added up.
-        window: Its geometry.
-        path: Positions of ops that carry channels (see `repfuse.carry`) between the source and the only term.
-        behind: Whether the Conv comes behind them, not before.
-        stacked: Whether the channels of the terms stand one behind the other, instead of being added up.
-    """
-
-    source: str
-    terms: tuple[Operand, ...]
-    window: Window
-    path: tuple[int, ...] = ()
-    behind: bool = False
-    stacked: bool = False
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """A tensor as a sum, or as a Concat: of Convs, one for each merge, and of operands that stay as they are."""
-
-    parts: tuple[Merge | Operand, ...]
-
-    @property
-    def merges(self) -> tuple[Merge, ...]:
-        """The Convs."""
-        return tuple(part for part in self.parts if isinstance(part, Merge))
-
-    @property
-    def rest(self) -> tuple[Operand, ...]:
-        """The operands that stay."""
-        return tuple(part for part in self.parts if isinstance(part, Operand))
 
 
 class Ways:
@@ -130,14 +93,22 @@ class Ways:
     def way(self, position: int, rewrite: Rewrite) -> Way:
         """A rewrite as a way."""
         alone = len(rewrite.parts) == 1 and self._is_alone(position)
-        total = LEAST + self._joining(position, len(rewrite.parts))
-        needs: list[tuple[str, float]] = []
-        for merge in rewrite.merges:
-            own, positions = self._merged(merge, alone)
+        total, needs = self._total(rewrite, self._widths.get(position, 1), alone)
+        return Way(LEAST + total, self._needs(needs), len(rewrite.merges))
+
+    def _total(self, part: Part, width: int, alone: bool = False) -> tuple[float, list[tuple[str, float]]]:
+        """What a part of `width` channels costs, and how many positions it needs of what."""
+        if isinstance(part, Operand):
+            return 0.0, [(part.tensor, 1.0)]
+        if isinstance(part, Merge):
+            own, positions = self._merged(part, alone)
+            return own, [(part.source, positions)]
+        total, needs = self._joining(part, width), []
+        for each in part.parts:
+            own, more = self._total(each, width, alone)
             total += own
-            needs.append((merge.source, positions))
-        needs += [(operand.tensor, 1.0) for operand in rewrite.rest]
-        return Way(total, self._needs(needs), len(rewrite.merges))
+            needs += more
+        return total, needs
 
     def _merged(self, merge: Merge, alone: bool) -> tuple[float, float]:
         """What a merge costs, with the ops that carry channels, and how many positions of its source it needs."""
@@ -164,6 +135,7 @@ class Ways:
                     found.append(rewrite)
         if position in self._groups.stacks:
             found += self._stacked(position, price)
+        found += self._spread(position, price)
         return [rewrite for rewrite in found if all(map(self._fits, rewrite.merges))]
 
     def _wholes(self, position: int) -> Iterator[Rewrite]:
@@ -178,6 +150,15 @@ class Ways:
         for source, way in self._groups.carried(output).items():
             for geometry, behind in way.choices if way.is_weighted else ():
                 yield Rewrite((Merge(source, (Operand(output, 1),), geometry, way.path, behind),))
+
+    def _spread(self, position: int, price: Callable[[int | None], float]) -> Iterator[Rewrite]:
+        """Rewrites of a scale behind a join, whose operands take it over."""
+
+        def total(part: Part) -> float:
+            own, needs = self._total(part, self._widths.get(position, 1))
+            return own + sum(ratio * price(self._number(tensor)) for tensor, ratio in needs)
+
+        return Spread(self._groups, lambda join: self._partial(join, price), total).rewrites(position)
 
     def _partial(self, position: int, price: Callable[[int | None], float]) -> Iterator[Rewrite]:
         """Rewrites of a tree of joins that merge some of its operands, beginning with those of each source."""
@@ -232,7 +213,7 @@ class Ways:
             parts.append(run or Operand(operands[start], 1))
             start += len(run.terms) if run else 1
         if 1 < len(parts) < len(operands):
-            yield Rewrite(tuple(parts))
+            yield Rewrite(tuple(parts), position)
 
     def _longest_run(self, operands: Sequence[str], price: Callable[[int | None], float]) -> Merge | None:
         """The Conv that saves most in place of the first of the operands and some behind it."""
@@ -291,12 +272,11 @@ class Ways:
         pooled = Window((channels, channels), channels, geometry.axes)
         return cost.conv(pooled) if geometry.taps > 1 else cost.pointwise(channels)
 
-    def _joining(self, position: int, parts: int) -> float:
+    def _joining(self, rewrite: Rewrite, width: int) -> float:
         """What it costs to put the parts of a rewrite together."""
-        width = self._widths.get(position, 1)
-        if position in self._groups.stacks:
-            return cost.pointwise(width) if parts > 1 else 0.0
-        return (parts - 1) * cost.pointwise(width, 2)
+        if rewrite.stack is not None:
+            return cost.pointwise(self._widths.get(rewrite.stack, 1))
+        return (len(rewrite.parts) - 1) * cost.pointwise(width, 2)
 
     def _conv_cost(self, geometry: Window, alone: bool) -> float:
         known = self._conv_costs.get((geometry, alone))
