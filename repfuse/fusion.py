@@ -26,6 +26,7 @@ from repfuse.plan import SLOWER, Place, Plan, Region, place_of, regions
 from repfuse.quantized import summarized
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.rewrite import rewrite
+from repfuse.settle import Refused, settle
 from repfuse.storage import Spill
 from repfuse.topology import topology
 from repfuse.view import scopes
@@ -228,33 +229,42 @@ def _fused_in_place(
         say("finding groups")
         groups = Groups(scope)
         families = _Families(how.known, groups)
-        chosen = (how.plan.choose if how.plan else choose)(groups, families.has)
-        say(f"merging {len(chosen)} groups")
-        # The largest first: the memory that its arithmetic takes then serves all others.
-        done: dict[int, Edit | Remark] = {}
-        for candidate in sorted(chosen, key=_size, reverse=True):
-            if reason := how.why_left(place_of(groups, candidate)):
-                done[candidate.root] = Remark(
-                    Outcome.REFUSED, scope.name(candidate.root), reason, graph=scope.label
-                )
-            else:
-                done[candidate.root] = rewrite(groups, candidate, families.names(candidate.merges), patch)
-        for _, each in sorted(done.items()):
-            remarks.append(each if isinstance(each, Remark) else _fused(each))
-            if isinstance(each, Edit):
-                edits.append(each)
-        made = [candidate for candidate in chosen if isinstance(done[candidate.root], Edit)]
+        maker = _Maker(groups, how, families, patch, say)
+        settled = settle(groups, maker.choose, families.has, maker.make)
+        made = [each.candidate for each in settled if isinstance(each.outcome, Edit)]
+        for outcome in (each.outcome for each in settled):
+            remarks.append(outcome if isinstance(outcome, Remark) else _fused(outcome))
+            if isinstance(outcome, Edit):
+                edits.append(outcome)
         gone = {position for candidate in made for position in candidate.replaced}
         write_out(groups, gone, patch)
-        left_alone = refusals(groups, chosen, families.has)
+        left_alone = refusals(groups, [each.candidate for each in settled], families.has)
         remarks += summarized(scope, left_alone, fused=bool(made))
     if edits:
         patch.apply()
     return FuseResult(model, tuple(edits), tuple(remarks))
 
 
-def _size(candidate: Candidate) -> int:
-    return max(merge.window.elements for merge in candidate.merges)
+@dataclass(frozen=True)
+class _Maker:
+    """Chooses the groups of one graph and makes them."""
+
+    groups: Groups
+    how: _Choice
+    families: _Families
+    patch: Patch
+    say: Callable[[str], None]
+
+    def choose(self, fits: Callable[[Merge], bool]) -> list[Candidate]:
+        chosen = (self.how.plan.choose if self.how.plan else choose)(self.groups, fits)
+        self.say(f"merging {len(chosen)} groups")
+        return chosen
+
+    def make(self, candidate: Candidate) -> Edit | Refused:
+        if reason := self.how.why_left(place_of(self.groups, candidate)):
+            name, label = self.groups.scope.name(candidate.root), self.groups.scope.label
+            return Refused(Remark(Outcome.REFUSED, name, reason, graph=label))
+        return rewrite(self.groups, candidate, self.families.names(candidate.merges), self.patch)
 
 
 class _Families:

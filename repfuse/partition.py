@@ -44,6 +44,7 @@ class _Set:
     window: Window | None
     apart: float
     cost: float
+    fits: bool = True
 
     @property
     def merges(self) -> bool:
@@ -55,6 +56,7 @@ def partition(
     total: Callable[[Sequence[Window]], Window | Refusal],
     conv: Callable[[Window], float],
     adding: float,
+    fits: Callable[[tuple[int, ...], Window], bool] = lambda *_: True,
 ) -> list[tuple[tuple[int, ...], Window]]:
     """The merges of the cheapest partition: the operands of each, in order, and its window.
 
@@ -63,6 +65,7 @@ def partition(
         total: The sum of windows.
         conv: What a Conv with a window costs.
         adding: What adding one more operand costs.
+        fits: Whether these operands may be merged.
     """
 
     def united(sets: Sequence[_Set]) -> _Set:
@@ -72,12 +75,17 @@ def partition(
         window = total(windows) if any(branch.weighted for branch in members) and len(members) > 1 else None
         if not isinstance(window, Window):
             return _Set(members, None, apart, apart)
+        if not fits(tuple(sorted(branch.index for branch in members)), window):
+            return _Set(members, None, apart, apart, fits=False)
         return _Set(members, window, apart, min(conv(window), apart))
 
     alike: dict[Window, list[_Set]] = {}
     for branch in branches:
         alike.setdefault(branch.window, []).append(_Set((branch,), None, branch.cost, branch.cost))
-    sets = [united(each) for each in alike.values()]
+    sets: list[_Set] = []
+    for each in alike.values():
+        union = united(each)
+        sets += [union] if union.fits or len(each) > _FEW else each
     found = _best_of_all(sets, united, adding) if len(sets) <= _FEW else _agglomerated(sets, united, adding)
     return [
         (tuple(sorted(branch.index for branch in each.branches)), each.window)

@@ -16,6 +16,7 @@ from repfuse.groups import Groups, Operand
 from repfuse.merges import Merge, Rewrite
 from repfuse.patch import Patch
 from repfuse.remarks import Edit, Outcome, Remark, label
+from repfuse.settle import Refused
 from repfuse.window import Layout, Refusal, Window
 
 FUSED_FROM = "repfuse.fused_from"
@@ -24,7 +25,7 @@ FUSED_FROM = "repfuse.fused_from"
 _STAYS = ", behind a shift that stays, since the border is padded with zeros after it"
 
 
-def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) -> Edit | Remark:
+def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) -> Edit | Refused:
     """Derive a candidate's kernels and hand the new nodes to the patch.
 
     Returns:
@@ -39,14 +40,9 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
             if blocker:
                 found = NOT_FINITE
             message = f"{blocker or 'its merged weight'} {found.reason}"
-            return Remark(
-                Outcome.REFUSED,
-                scope.name(candidate.root),
-                message,
-                blocker,
-                scope.label,
-                invalid=bool(blocker),
-            )
+            name = scope.name(candidate.root)
+            remark = Remark(Outcome.REFUSED, name, message, blocker, scope.label, invalid=bool(blocker))
+            return Refused(remark, None if blocker else merge)
         derived.append(found)
     nodes = _nodes(groups, candidate, derived, patch)
     replaced = [scope.nodes[position] for position in sorted(candidate.replaced)]

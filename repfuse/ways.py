@@ -127,7 +127,7 @@ class Ways:
         """The rewrites of a tensor that may pay. `price`: what one use of a tensor costs at best."""
         if self._is_inner(position):  # the outer join sees to it
             return []
-        found = list(self._wholes(position))
+        found = [rewrite for rewrite in self._wholes(position) if all(map(self._fits, rewrite.merges))]
         if position in self._groups.joins:
             sources = {rewrite.merges[0].source for rewrite in found}
             for rewrite in self._partial(position, price):
@@ -190,16 +190,18 @@ class Ways:
         ]
         outputs = next((branch.window.channels[0] for branch in branches if branch.window.channels), 1)
         read = price(self._number(source))
+
+        def merged(indices: tuple[int, ...], geometry: Window) -> Merge:
+            return Merge(source, tuple(operands[index] for index in indices), geometry)
+
         found = partition(
             branches,
             lambda windows: groups.sum(windows, source),
             lambda geometry: self._conv_cost(geometry, False) + read * geometry.stride,
             cost.pointwise(outputs, 2),
+            lambda indices, geometry: self._fits(merged(indices, geometry)),
         )
-        merges = [
-            Merge(source, tuple(operands[index] for index in indices), geometry)
-            for indices, geometry in found
-        ]
+        merges = [merged(*each) for each in found]
         inside = {index for indices, _ in found for index in indices}
         return tuple(merges), tuple(o for index, o in enumerate(operands) if index not in inside)
 
@@ -232,8 +234,9 @@ class Ways:
                     read = price(self._number(source)) * total.stride
                     saving = apart - self._conv_cost(total, False) - read
                     terms = tuple(Operand(each, 1) for each in operands[: len(forms)])
-                    if saving > best[0]:
-                        best = saving, Merge(source, terms, total, stacked=True)
+                    merge = Merge(source, terms, total, stacked=True)
+                    if saving > best[0] and self._fits(merge):
+                        best = saving, merge
         return best[1]
 
     def _is_inner(self, position: int) -> bool:
