@@ -297,7 +297,9 @@ class Groups:
             return False
         producer = self.scope.producer(tensor)
         lifted = self.lifted.get(producer) if producer is not None else None
-        return lifted is not None and not lifted.weight_type and lifted.source in found
+        if lifted is None or lifted.weight_type or lifted.source not in found:
+            return False
+        return lifted.window.pointwise  # a crop or a pooling makes a kernel larger
 
     def _forms_of_join(self, position: int) -> dict[str, Form]:
         columns = [self.forms(operand.tensor) for operand in self.joins[position]]
