@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from repfuse import cost
 from repfuse.choose import Candidate
 from repfuse.groups import WEIGHTED, Groups, Operand
-from repfuse.merges import Merge
 from repfuse.remarks import Outcome, Remark
+from repfuse.ways import Merge
 from repfuse.window import Refusal
 
 _SEARCHED = 32
@@ -65,11 +66,13 @@ def _reason(groups: Groups, operands: Sequence[Operand], fits: Callable[[Merge],
 
 def _shared_source(groups: Groups, operands: Sequence[Operand]) -> tuple[str, list[Operand]] | None:
     """The first source from which several operands follow linearly, one of them through a weight."""
-    for first in operands:
-        for source in groups.forms(first.tensor):
-            mine = [operand for operand in operands if source in groups.forms(operand.tensor)]
-            if len(mine) > 1 and any(groups.forms(operand.tensor)[source].is_weighted for operand in mine):
-                return source, mine
+    shared: dict[str, list[Operand]] = {}
+    for operand in operands:
+        for source in groups.forms(operand.tensor):
+            shared.setdefault(source, []).append(operand)
+    for source, mine in shared.items():
+        if len(mine) > 1 and any(groups.forms(operand.tensor)[source].is_weighted for operand in mine):
+            return source, mine
     return None
 
 
@@ -110,15 +113,17 @@ def _obstacle(groups: Groups, operands: Sequence[Operand], *, of: Sequence[Opera
     """The node at which one `of` the operands stops being linear, if from before it another operand follows."""
     origins = {operand.tensor: _origins(groups, operand.tensor) for operand in operands}
     weighted = any(form.is_weighted for operand in operands for form in groups.forms(operand.tensor).values())
+    times = Counter(name for found in origins.values() for name in found)
     for operand in of:
-        others = {name for each in operands if each.tensor != operand.tensor for name in origins[each.tensor]}
+        mine = origins[operand.tensor]
         end = _end_of_chain(groups, operand.tensor)
-        if end is None or operand.tensor in others or not origins[operand.tensor].keys() & others:
+        if end is None or times[operand.tensor] > 1 or all(times[name] < 2 for name in mine):
             continue
         position, reason = end
-        if others.intersection(groups.scope.nodes[position].output):  # that node stands before the branches
+        outputs = groups.scope.nodes[position].output
+        if any(times[name] > (name in mine) for name in outputs):  # that node stands before the branches
             continue
-        if weighted or any(origin is not None for origin in origins[operand.tensor].values()):
+        if weighted or any(origin is not None for origin in mine.values()):
             name = groups.scope.name(position)
             return f"{name} {reason}; it stands between a branch and the join", name
     return None

@@ -14,7 +14,7 @@ from repfuse.groups import Groups
 from repfuse.merges import Merge
 from repfuse.remarks import Edit, Remark
 
-_ROUNDS = 8
+_ROUNDS = 4
 """How often is chosen at most."""
 
 Fits = Callable[[Merge], bool]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
-from repfuse import cost, window
+from repfuse import cost, joint, window
 from repfuse.carry import Carry
 from repfuse.cover import Way
 from repfuse.groups import Groups, Operand
@@ -19,6 +19,8 @@ from repfuse.merges import Merge, Part, Rewrite
 from repfuse.partition import Branch, partition
 from repfuse.spread import Spread
 from repfuse.window import Layout, Window
+
+__all__ = ["LEAST", "Merge", "Rewrite", "Ways"]
 
 LEAST = 0.01
 """What a rewrite must save: what saves nothing is left as it is."""
@@ -160,50 +162,43 @@ class Ways:
 
         return Spread(self._groups, lambda join: self._partial(join, price), total).rewrites(position)
 
-    def _partial(self, position: int, price: Callable[[int | None], float]) -> Iterator[Rewrite]:
-        """Rewrites of a tree of joins that merge some of its operands, beginning with those of each source."""
+    def _partial(self, position: int, price: Callable[[int | None], float]) -> Sequence[Rewrite]:
+        """Rewrites of a tree of joins that merge some of its operands."""
         operands, _ = self._groups.flattened(position)
-        found: dict[Rewrite, None] = {}
-        for first in self._shared(operands):
-            merges, rest = self._partition(operands, first, price)
-            for source in self._shared(rest) if merges else ():
-                more, rest = self._partition(rest, source, price)
-                merges += more
-            if merges:
-                found[Rewrite((*merges, *rest))] = None
-        yield from found
-
-    def _shared(self, operands: Sequence[Operand]) -> list[str]:
-        """Sources that more than one of the operands follow from."""
-        counts = Counter(source for operand in operands for source in self._groups.forms(operand.tensor))
-        return [source for source, count in counts.items() if count > 1]
+        return joint.partial(
+            self._groups,
+            operands,
+            lambda source, indices: self._partition(operands, source, indices, price),
+        )
 
     def _partition(
-        self, operands: Sequence[Operand], source: str, price: Callable[[int | None], float]
-    ) -> tuple[tuple[Merge, ...], tuple[Operand, ...]]:
-        """The merges of one source that pay, and the operands that stay as they are."""
+        self,
+        operands: Sequence[Operand],
+        source: str,
+        indices: Iterable[int],
+        price: Callable[[int | None], float],
+    ) -> list[tuple[tuple[int, ...], Merge]]:
+        """The merges that pay of the operands with these numbers, which follow from one source."""
         groups = self._groups
-        branches = [
-            Branch(index, form.window, form.is_weighted, price(self._number(operand.tensor)))
-            for index, operand in enumerate(operands)
-            if (form := groups.forms(operand.tensor).get(source))
-        ]
+        branches = []
+        for index in indices:
+            form = groups.forms(operands[index].tensor)[source]
+            cost_now = price(self._number(operands[index].tensor))
+            branches.append(Branch(index, form.window, form.is_weighted, cost_now))
         outputs = next((branch.window.channels[0] for branch in branches if branch.window.channels), 1)
         read = price(self._number(source))
 
-        def merged(indices: tuple[int, ...], geometry: Window) -> Merge:
-            return Merge(source, tuple(operands[index] for index in indices), geometry)
+        def merged(members: tuple[int, ...], geometry: Window) -> Merge:
+            return Merge(source, tuple(operands[index] for index in members), geometry)
 
         found = partition(
             branches,
             lambda windows: groups.sum(windows, source),
             lambda geometry: self._conv_cost(geometry, False) + read * geometry.stride,
             cost.pointwise(outputs, 2),
-            lambda indices, geometry: self._fits(merged(indices, geometry)),
+            lambda members, geometry: self._fits(merged(members, geometry)),
         )
-        merges = [merged(*each) for each in found]
-        inside = {index for indices, _ in found for index in indices}
-        return tuple(merges), tuple(o for index, o in enumerate(operands) if index not in inside)
+        return [(members, merged(members, geometry)) for members, geometry in found]
 
     def _stacked(self, position: int, price: Callable[[int | None], float]) -> Iterator[Rewrite]:
         """A Concat of fewer operands: of those that stand side by side and share a source, one Conv each."""

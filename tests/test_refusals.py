@@ -336,7 +336,7 @@ def test_a_weight_that_is_no_number_is_refused_without_a_warning(value: float) -
 
 def test_what_would_overflow_is_refused() -> None:
     net = Net(dtype=TensorProto.FLOAT16)
-    weight = net.constant(np.full((4, 4, 1, 1), 3e4))
+    weight = net.constant(np.full((4, 4, 1, 1), 6e4))
     y = net.add(*(net.node("Conv", net.x, weight) for _ in range(3)))
     result = prove(net.model(y))
     assert not result.changed
