@@ -60,7 +60,7 @@ def choose(groups: Groups, fits: Callable[[Merge], bool] = lambda _: True) -> li
         if chosen[position]:
             rewrite = rewrites[position][chosen[position] - 1]
             replaced, before = _replaced(position, options, staying)
-            replaced |= {inside for each in replaced for inside in _inside(groups, each)}
+            replaced |= {inside for each in replaced for inside in _inside(groups, each)} - staying
             staying |= replaced
             saving = 1 - options[position][chosen[position]].cost / before
             found.append(Candidate(position, rewrite, frozenset(replaced), saving))

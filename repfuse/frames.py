@@ -216,10 +216,6 @@ class Frames:
         )
         if position is None or before is None or region.root in self._scope.kept:
             return border
-        if any(
-            user not in inside and not self._measures(user) for user in self._scope.consumers(region.root)
-        ):
-            return Refusal("pads with a constant a tensor that something else uses as well")
         unpadded = replace(before.window, biased=False)
         composed = window.compose(unpadded, Window(axes=frame.axes))
         if isinstance(composed, Refusal) or composed.shifted:
@@ -243,14 +239,6 @@ class Frames:
             kernel=read,
             ops=(*before.ops, op_of("pad", padding.window)),
             inside=inside | before.inside | {position},
-        )
-
-    def _measures(self, position: int) -> bool:
-        """Whether a node only asks for a tensor's shape."""
-        node = self._scope.nodes[position]
-        users = self._scope.consumers(node.output[0]) if moves.data_slots(node) else ()
-        return node.op_type == "Shape" or (
-            bool(users) and all(self._scope.nodes[user].op_type == "Shape" for user in users)
         )
 
 

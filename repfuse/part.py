@@ -132,11 +132,16 @@ def _value_of(node: NodeProto) -> TensorProto | None:
 
 @dataclass(frozen=True)
 class Part:
-    """Nodes to run and the constants that they read, these in the model's own type."""
+    """Nodes to run and the constants that they read, these in the model's own type.
+
+    Attributes:
+        plain: Whether ONNX's own operators run them, which add in another order than those below.
+    """
 
     nodes: Sequence[NodeProto]
     constants: Mapping[str, Array]
     imports: Sequence[OperatorSetIdProto]
+    plain: bool = False
     _made: dict[tuple[str, ...], ReferenceEvaluator] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -146,7 +151,10 @@ class Part:
         constants: Mapping[str, Array],
         imports: Sequence[OperatorSetIdProto],
     ) -> Part:
-        """Evaluate what follows from constants alone, in the model's own type, as a runtime would."""
+        """Evaluate what follows from constants alone, in the model's own type, as a runtime would.
+
+        And as `repfuse.constants` does, to the last bit: computed weights may be long sums.
+        """
         live: list[NodeProto] = []
         fixed: list[NodeProto] = []
         moving = set(inputs)
@@ -156,7 +164,7 @@ class Part:
                 moving.update(node.output)
             else:
                 fixed.append(node)
-        known = {**constants, **Part(fixed, constants, imports).run({})} if fixed else constants
+        known = {**constants, **Part(fixed, constants, imports, plain=True).run({})} if fixed else constants
         read = {name for node in live for name in node.input}
         return Part(live, {name: value for name, value in known.items() if name in read}, imports)
 
@@ -190,7 +198,8 @@ class Part:
             )
             model = helper.make_model(graph, opset_imports=self.imports)
             version = next(entry.version for entry in self.imports if entry.domain in ("", "ai.onnx"))
-            self._made[inputs] = ReferenceEvaluator(model, new_ops=_OPS[: None if version < 14 else -1])
+            operators = [] if self.plain else _OPS[: None if version < 14 else -1]
+            self._made[inputs] = ReferenceEvaluator(model, new_ops=operators)
         return self._made[inputs]
 
     def wide(self) -> Part:

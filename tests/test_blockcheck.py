@@ -345,6 +345,17 @@ def test_what_is_added_to_a_merged_conv_counts() -> None:
     )
 
 
+def test_a_kernel_that_the_graph_computes_is_computed_alike() -> None:
+    """OREPA's large kernels are kernels convolved with each other: sums so long that their order can be seen."""
+    net = Net(16, dtype=TensorProto.FLOAT)
+    kernel = net.constant(net.random.normal(size=(16, 16, 3, 3)))
+    for _ in range(3):
+        kernel = net.conv(kernel, channels=(16, 16), bias=False, pads=[2] * 4)
+    computed = net.node("Transpose", kernel, perm=[1, 0, 2, 3])
+    y = net.bn(net.node("Conv", net.x, computed, pads=[4] * 4))
+    assert checked(net.model(y))[0] <= LIMIT
+
+
 def test_a_weight_that_callers_may_override_is_no_constant() -> None:
     net = Net()
     model = net.model(net.repvgg(net.x))
