@@ -30,6 +30,7 @@ import zoo_blocks as blocks
 import zoo_onnx
 import zoo_timm
 from torch import nn
+from zoo_families import FAMILIES, Row
 from zoo_weights import images, randomize
 
 FLAVOURS: dict[str, dict[str, Any]] = {
@@ -74,9 +75,9 @@ def _timm(name: str, width: str, extent: int, build: Callable[..., nn.Module], *
     return Model(name, width, extent, partial(build, name, **options), zoo_timm.deployed)
 
 
-def _torch(family: blocks.Family, activation: Callable[[], nn.Module]) -> list[Model]:
+def _torch(row: Row) -> list[Model]:
     return [
-        Model(family.__name__, width, extent, partial(blocks.network, family, activation, c), blocks.deployed)
+        Model(row.family.__name__, width, extent, partial(blocks.network, *row, c), blocks.deployed)
         for width, extent, c in (("narrow", 32, 8), ("full", 112, 64))
     ]
 
@@ -101,25 +102,7 @@ ZOO: list[Model] = [
     _timm("repvit_m0_9", "narrow", 64, zoo_timm.timm_model, **_REPVIT),
     _timm("fastvit_t8", "narrow", 64, zoo_timm.timm_model, **_FASTVIT),
     Model("repghostnet_100", "narrow", 32, zoo_timm.repghost_narrow, zoo_timm.deployed),
-    *_torch(blocks.repvgg_raw_identity, nn.ReLU),
-    *_torch(blocks.csla, nn.ReLU),
-    *_torch(blocks.qarepvgg, nn.ReLU),
-    *_torch(blocks.qarepvgg_avg, nn.ReLU),
-    *_torch(blocks.acnet, nn.ReLU),
-    *_torch(blocks.acnet_crop, nn.ReLU),
-    *_torch(blocks.repconv_yolov7, nn.SiLU),
-    *_torch(blocks.repconv_yolov9, nn.SiLU),
-    *_torch(blocks.replknet, nn.ReLU),
-    *_torch(blocks.unireplknet, nn.GELU),
-    *_torch(blocks.dbb, nn.ReLU),
-    *_torch(blocks.orepa, nn.ReLU),
-    *_torch(blocks.ecbsr, nn.PReLU),
-    *_torch(blocks.pp_yoloe, nn.SiLU),
-    *_torch(blocks.bottlerep, nn.ReLU),
-    *_torch(blocks.lcnetv3, nn.Hardswish),
-    *_torch(blocks.deep_stem, nn.ReLU),
-    *_torch(blocks.repnext, nn.GELU),
-    *_torch(blocks.yolov10, nn.SiLU),
+    *(model for row in FAMILIES for model in _torch(row)),
 ]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 
 def images(count: int, extent: int) -> torch.Tensor:
@@ -41,13 +42,14 @@ def _set_statistics(module: nn.Module, inputs: Any) -> None:
 
 
 def _set_deviation(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    mean, std = _statistics(output)
+    last = isinstance(module, nn.Linear)  # of tokens, whose channels are behind
+    mean, std = _statistics(output.flatten(0, -2) if last else output)
     module.weight.div_(std.view(-1, *[1] * (module.weight.ndim - 1)))
     if module.bias is None:
         mean = torch.zeros_like(mean)
     else:
         module.bias.sub_(mean).div_(std)
-    channels = (1, -1, *[1] * (output.ndim - 2))
+    channels = [-1] if last else [-1, *[1] * (output.ndim - 2)]
     return (output - mean.view(channels)) / std.view(channels)
 
 
@@ -58,7 +60,7 @@ def _draw(module: nn.Module) -> None:
         # with each layer, and float32 is not enough for fifty.
         nn.init.uniform_(module.weight, 0.5, 1.5)
         nn.init.normal_(module.bias, 0.5, 0.3)
-    elif not isinstance(module, (nn.Conv2d, nn.Linear)):
+    elif not isinstance(module, (_ConvNd, nn.Linear)):
         # The scales of FastViT's LayerScale and of CSLA start out as constants.
         for parameter in module.parameters(recurse=False):
             if parameter.std() == 0:
@@ -72,7 +74,7 @@ def randomize(model: nn.Module, shown: torch.Tensor) -> None:
         _draw(module)
         if isinstance(module, _BatchNorm):
             hooks.append(module.register_forward_pre_hook(_set_statistics))
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+        elif isinstance(module, (_ConvNd, nn.Linear)):
             hooks.append(module.register_forward_hook(_set_deviation))
     with torch.no_grad():
         model.eval()(shown)
