@@ -39,6 +39,9 @@ _RANDOM = {
 _DOUBTFUL = {"BatchNormalization"}
 """Below operator version 14 the reference implementation takes the statistics of the batch."""
 
+_CASTS = {"Cast", "Constant", "Identity"}
+"""Operators that leave values what they are, if maybe of another type."""
+
 _LARGEST = 2**28
 """Elements: a constant expression that is larger, or that something larger leads to, is left alone."""
 
@@ -173,6 +176,13 @@ class Constants:
             else:  # what is still unknown of its inputs follows from itself: a cycle
                 self._foldable[pending.pop()] = all(self._foldable.get(i) for i in node.input if i)
         return self._foldable[name]
+
+    def computes(self, name: str) -> bool:
+        """Whether the graph computes a constant, and does more than to move the elements of another one."""
+        if self._producer(name) is None or name in self._initializers or not self.follows(name):
+            return False
+        nodes, _ = self._expression(name)
+        return any(node.op_type not in _CASTS and not moves.data_slots(node) for node in nodes)
 
     def measures(self, name: str) -> bool:
         """Whether a tensor that follows from constants follows from the extents of one that does not."""

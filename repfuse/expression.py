@@ -3,7 +3,8 @@
 An expression is a regular expression whose letters are linear ops:
 
     bn scale shift neg avgpool pad slice   the op of this name; `bn` is also a Mul and an Add (FrozenBN)
-    conv                                   a convolution; `dwconv` is depthwise, `dilatedconv` dilated
+    conv                                   a convolution; `dwconv` is depthwise, `dilatedconv` dilated, and the
+                                           kernel of a `computedconv` is computed in the graph from constants
     conv1x1 conv3x3                        all its extents are this number, in 1-D, 2-D and 3-D alike
     convkxk                                some extent is above 1
     conv1xk convkx1 conv51x5               a strip: 2-D, k is any number above 1
@@ -38,6 +39,7 @@ class Op:
         stride: The strides of a conv or avgpool.
         dilation: The dilations of a conv; empty where all are 1.
         depthwise: Whether a conv has a group for each of its several input channels.
+        computed: Whether the graph computes a conv's kernel from constants.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class Op:
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     depthwise: bool = False
+    computed: bool = False
 
     @property
     def spread(self) -> tuple[int, ...]:
@@ -78,7 +81,10 @@ class Topology:
                 return f"{op.kind} "
             dilated = "dilated" if any(d > 1 for d in op.spread) else ""
             mark = "K" if (op.kernel, op.spread) == largest else ""
-            return f"{dilated}{'dw' if op.depthwise else ''}conv{mark}{'x'.join(map(str, op.kernel))} "
+            computed = "computed" if op.computed else ""
+            return (
+                f"{computed}{dilated}{'dw' if op.depthwise else ''}conv{mark}{'x'.join(map(str, op.kernel))} "
+            )
 
         return ["".join(map(spell, branch)) for branch in self.branches], "".join(map(spell, self.tail))
 
@@ -128,7 +134,8 @@ _REGEX = {
     "any": r"(?:\S+ )",
     "identity": "(?:)",
 }
-_CONV = re.compile(r"(dilated)?(dw)?conv(KxK|(?:[1-9]\d*|k)x(?:[1-9]\d*|k))?")
+_PREFIXES = ("computed", "dilated", "dw")
+_CONV = re.compile(r"(computed)?(dilated)?(dw)?conv(KxK|(?:[1-9]\d*|k)x(?:[1-9]\d*|k))?")
 
 
 def _regex(word: str) -> str:
@@ -139,8 +146,9 @@ def _regex(word: str) -> str:
     if not conv:
         known = ", ".join([*KINDS, "any", "identity"])
         raise BadInputError(f"'{word}' is no op; known are {known}, and forms of conv such as dwconv3x3")
-    dilated, depthwise, extents = conv.groups()
-    return f"(?:{dilated or '(?:dilated)?'}{depthwise or '(?:dw)?'}conv{_extents(extents)} {_SHIFTS})"
+    *prefixes, extents = conv.groups()
+    asked = [given or f"(?:{name})?" for given, name in zip(prefixes, _PREFIXES, strict=True)]
+    return f"(?:{''.join(asked)}conv{_extents(extents)} {_SHIFTS})"
 
 
 def _extents(text: str | None) -> str:

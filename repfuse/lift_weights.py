@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from onnx import NodeProto
 
@@ -31,7 +33,10 @@ def conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     shift = vector_of(bias, outputs) if bias else np.zeros(outputs)
     channels = (outputs, per_group * group)
     geometry = Window(channels, group, axes, biased=bool(np.any(shift != 0)))
-    op = op_of("conv", geometry, depthwise=group == channels[1] > 1)
+    op = replace(
+        op_of("conv", geometry, depthwise=group == channels[1] > 1),
+        computed=scope.constants.computes(node.input[1]),
+    )
     return Lifted(
         node.input[0],
         geometry,

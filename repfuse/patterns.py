@@ -94,7 +94,9 @@ class Example:
         return tuple(self._op(word) for word in text.split() if word != "identity")
 
     def _op(self, word: str) -> Op:
-        parts = re.fullmatch(r"((?:dw)?conv|avgpool(?!.*d))([1-9]\d*)x([1-9]\d*)(?:d([1-9]\d*))?", word)
+        parts = re.fullmatch(
+            r"((?:computed)?(?:dw)?conv|avgpool(?!.*d))([1-9]\d*)x([1-9]\d*)(?:d([1-9]\d*))?", word
+        )
         if not parts:
             if word not in KINDS or word in ("conv", "avgpool"):  # without their extents
                 raise BadInputError(f"'{word}' is no op with all its numbers, such as dwconv3x3d2, bn or pad")
@@ -104,7 +106,14 @@ class Example:
             raise BadInputError(f"'{word}': a strip is 2-D, but dims = {self.dims}")
         kernel = (int(rows), int(columns)) if rows != columns else (int(rows),) * self.dims
         dilations = (int(dilation or 1),) * self.dims
-        return Op(kind.removeprefix("dw"), kernel, dilation=dilations, depthwise=kind == "dwconv")
+        plain = kind.removeprefix("computed")
+        return Op(
+            plain.removeprefix("dw"),
+            kernel,
+            dilation=dilations,
+            depthwise=plain == "dwconv",
+            computed=plain != kind,
+        )
 
 
 @dataclass(frozen=True)

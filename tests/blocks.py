@@ -21,14 +21,17 @@ def topology(*branches: str, tail: str = "", dims: int = 2) -> Topology:
 
 
 def fold_bn(example: Example) -> Example:
-    """The example as exporters write it that fold each BatchNormalization into the Conv before it."""
+    """The example as exporters write it that fold each BatchNormalization into the Conv before it.
+
+    They leave one behind a kernel that the graph computes.
+    """
 
     def folded(branch: str) -> str:
         words = branch.split()
         return " ".join(
             word
             for before, word in zip(["", *words], words, strict=False)
-            if not (word == "bn" and "conv" in before)
+            if not (word == "bn" and "conv" in before and "computed" not in before)
         )
 
     return replace(example, branches=tuple(map(folded, example.branches)))
@@ -206,9 +209,19 @@ def _chain(graph: _Graph, value: str, steps: Iterable[_Step]) -> str:
     return value
 
 
+def _kernel(graph: _Graph, shape: tuple[int, ...], deviation: float) -> str:
+    return graph.constant(graph.random.normal(0, deviation * math.prod(shape[1:]) ** -0.5, shape))
+
+
 def _conv(graph: _Graph, value: str, step: _Step) -> str:
     shape = (step.channels[1], step.channels[0] // step.group, *step.op.kernel)
-    operands = [graph.constant(graph.random.normal(0, math.prod(shape[1:]) ** -0.5, shape))]
+    operands = [_kernel(graph, shape, 1.0)]
+    if step.op.computed:  # each term scaled for each output channel, as OREPA has it
+        scales = [
+            graph.constant(graph.random.uniform(0.5, 1.5, (shape[0], *[1] * (len(shape) - 1)))) for _ in "ab"
+        ]
+        terms = zip((*operands, _kernel(graph, shape, 0.5)), scales, strict=True)
+        operands = [graph.node("Add", [graph.node("Mul", list(term)) for term in terms])]
     if step.biased:
         operands.append(graph.constant(graph.random.normal(0, 0.3, shape[0])))
     return graph.node(

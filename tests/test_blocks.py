@@ -51,7 +51,8 @@ def test_examples_build_and_run(pattern: Pattern, example: Example) -> None:
     )
     joins = len(topology.branches) - 1
     # A Sub is a join and a negation in one.
-    assert nodes.total() == kinds.total() + joins + 2 - nodes["Sub"] * (kinds["neg"] > 0)
+    computed = sum(op.computed for ops in topology.branches for op in ops)  # Mul, Mul and Add
+    assert nodes.total() == kinds.total() + joins + 2 + 3 * computed - nodes["Sub"] * (kinds["neg"] > 0)
     first, second = run(model, 0), run(model, 1)
     extents = [-(-(extent - 2 * example.crop) // example.stride) for extent in feed(model)["x"].shape[2:]]
     assert first.shape == (1, example.channels[1], *extents)

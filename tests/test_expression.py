@@ -92,7 +92,13 @@ LOOK_ALIKES = [
     (["conv3x3 bn", "conv3x3 bn", "conv1x1 bn"], "scale shift", "lcnetv3"),
     (["conv3x3"], "", "linear"),
     (["conv3x3 bn"], "", "conv_bn"),
-    (["conv3x3 conv3x3"], "", "linear"),
+    (["conv3x3 conv3x3"], "", "deep_stem"),
+    (["conv1x1 conv3x3"], "", "linear"),
+    (["conv1x3", "conv1x1", "bn"], "", "fast"),
+    (["computedconv3x3 bn"], "", "computed_kernel"),
+    (["computedconv3x3 bn", "computedconv1x1 bn", "bn"], "", "repvgg"),
+    (["dwconv3x3 bn", "dwconv1x3 dwconv3x1 bn", "dwconv2x2d2 bn"], "", "repnext"),
+    (["dwconv7x7d3 bn", "dwconv5x5d3 bn", "dwconv3x3d3 bn"], "", "unireplknet"),
 ]
 
 

@@ -209,8 +209,8 @@ def equivalent_conv(block: LinearBlock) -> nn.Module:
     middle = (slice(None), *(extent // 2 for extent in at_zero.shape[1:]))
     jacobian = torch.autograd.functional.jacobian(lambda x: probe(x)[0][middle], zeros)[:, 0]
     window = zip(spread, conv.dilation, conv.stride, begins, middle[1:], strict=True)
-    taps = tuple(slice(s * i - p, s * i - p + e, d) for e, d, s, p, i in window)
-    per_group = jacobian[(..., *taps)].reshape(conv.groups, -1, conv.groups, *conv.weight.shape[1:])
+    taps = (..., *(slice(s * i - p, s * i - p + e, d) for e, d, s, p, i in window))
+    per_group = jacobian[taps].reshape(conv.groups, -1, conv.groups, *conv.weight.shape[1:])
     image = torch.randn_like(zeros)
     with torch.no_grad():
         conv.weight.copy_(torch.cat([per_group[g, :, g] for g in range(conv.groups)]))

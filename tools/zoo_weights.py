@@ -63,7 +63,7 @@ def _draw(module: nn.Module) -> None:
     elif not isinstance(module, (_ConvNd, nn.Linear)):
         # The scales of FastViT's LayerScale and of CSLA start out as constants.
         for parameter in module.parameters(recurse=False):
-            if parameter.std() == 0:
+            if parameter.numel() > 1 and parameter.std() == 0:
                 nn.init.uniform_(parameter, 0.2, 1.0)
 
 
