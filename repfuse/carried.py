@@ -5,7 +5,7 @@ Branches are not added up across such ops, so this looks at chains only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from repfuse import window
 from repfuse.carry import Carry, carry
@@ -78,6 +78,11 @@ class Carried:
                 )
         if found:
             self._forms[output] = found
+
+    def forget(self, positions: Iterable[int]) -> None:
+        """Take nodes out that are part of another op, which does not stop half way."""
+        for position in positions:
+            self._forms.pop(self._scope.nodes[position].output[0], None)
 
     def _before(self, first: Window, second: Window, path: Sequence[int]) -> Window | Refusal:
         """What follows ops that carry channels, composed with what precedes them."""

@@ -20,6 +20,7 @@ from repfuse.idioms import idiom_nodes
 from repfuse.lift import LIFTERS, lift
 from repfuse.lifted import SELECT, Lifted
 from repfuse.operands import attributes_of
+from repfuse.trips import round_trip
 from repfuse.view import Scope
 from repfuse.window import Layout, Refusal, Window
 
@@ -181,6 +182,10 @@ class Groups:
             if found:
                 return
         framed = self._frames.lift(position, self.lifted, self.blocked)
+        if not framed and node.op_type in CARRIERS and node.input[0] in self._forms:
+            framed = round_trip(self, position)
+            if framed:
+                self._carried.forget(framed.inside - {self.scope.producer(framed.source)})
         if not framed and node.op_type in CARRIERS:
             if self._carried.visit(position, self._forms.get(node.input[0], {})):
                 self.blocked.setdefault(position, CARRIES)

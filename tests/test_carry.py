@@ -72,11 +72,11 @@ LEVIT = [
 @pytest.mark.parametrize(
     ("nodes", "shape", "left"),
     [
-        pytest.param(LEVIT, (2, 5, C), "Reshape Gemm Reshape", id="LeViT"),
+        pytest.param(LEVIT, (2, 5, C), "MatMul Add", id="LeViT"),
         pytest.param(
             [LEVIT[0], node("Reshape", ["t", "open rows"], ["u"]), *LEVIT[2:]],
             (2, 5, C),
-            "Reshape Gemm Reshape",
+            "MatMul Add",
             id="LeViT, open extent",
         ),
         pytest.param(
