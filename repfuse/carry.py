@@ -15,9 +15,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnx import NodeProto
-
-from repfuse.operands import attributes_of, integers_at
+from repfuse.nodes import Node
+from repfuse.operands import integers_at
 from repfuse.shapes import Shape
 from repfuse.view import Scope
 from repfuse.window import Axis, Layout, Refusal, Window
@@ -77,10 +76,10 @@ def _moved(window: Window, places: Mapping[int, int], before: int, after: int) -
     return Refusal("has channels that an op takes apart or moves to an axis on which no kernel acts")
 
 
-def carry(node: NodeProto, scope: Scope) -> Carry | None:
+def carry(node: Node, scope: Scope) -> Carry | None:
     """Read a node as an op that carries channels; None if it is none, or shapes do not show it."""
     reader = CARRIERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if reader is None or any(attribute.ref_attr_name for attribute in node.attribute) or not node.input[0]:
+    if reader is None or node.refers or not node.input[0]:
         return None
     before, after = scope.shape_of(node.input[0]), scope.shape_of(node.output[0])
     if before is None or after is None or len(before) < 2 or len(after) < 2:
@@ -88,13 +87,13 @@ def carry(node: NodeProto, scope: Scope) -> Carry | None:
     return reader(node, scope, before, after)
 
 
-def _transpose(node: NodeProto, _: Scope, before: Shape, after: Shape) -> Carry:
+def _transpose(node: Node, _: Scope, before: Shape, after: Shape) -> Carry:
     """Read Transpose, of any version."""
-    order = list(attributes_of(node).get("perm") or range(len(before))[::-1])
+    order = list(node.attributes.get("perm") or range(len(before))[::-1])
     return Carry(node.input[0], {at: to for to, at in enumerate(order)}, (len(before), len(after)))
 
 
-def _reshape(node: NodeProto, scope: Scope, before: Shape, after: Shape) -> Carry:
+def _reshape(node: Node, scope: Scope, before: Shape, after: Shape) -> Carry:
     """Read Reshape, versions 5 to 25; Flatten, Squeeze and Unsqueeze, which are Reshapes, too."""
     places = {at: to for at in range(len(before)) for to in range(len(after)) if _same(before, after, at, to)}
     if node.op_type != "Reshape":
@@ -119,9 +118,9 @@ def _same(before: Shape, after: Shape, at: int, to: int) -> bool:
     return known[0] == known[1] and all(isinstance(n, int) for extents in behind for n in extents)
 
 
-def _mean(node: NodeProto, scope: Scope, before: Shape, after: Shape) -> Carry | None:
+def _mean(node: Node, scope: Scope, before: Shape, after: Shape) -> Carry | None:
     """Read GlobalAveragePool, and ReduceMean, versions 1 to 18, whose axes became an input."""
-    attributes = attributes_of(node)
+    attributes = node.attributes
     axes: Sequence[int] | None = range(2, len(before))
     if node.op_type == "ReduceMean":
         axes = integers_at(node, 1, scope, attributes.get("axes"))
@@ -139,7 +138,7 @@ def _mean(node: NodeProto, scope: Scope, before: Shape, after: Shape) -> Carry |
 _USUAL = 7
 """An extent before the last pooling where none is declared."""
 
-CARRIERS: Mapping[str, Callable[[NodeProto, Scope, Shape, Shape], Carry | None]] = {
+CARRIERS: Mapping[str, Callable[[Node, Scope, Shape, Shape], Carry | None]] = {
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Flatten": _reshape,

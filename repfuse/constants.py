@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from onnx.reference.ops.op_tile import Tile
 
 from repfuse import moves, storage
 from repfuse.errors import BadInputError
+from repfuse.nodes import Node
 from repfuse.shapes import Shape
 
 _RANDOM = {
@@ -75,20 +77,24 @@ class Constant:
 
 
 class Constants:
-    """The constants of one graph, by tensor name; what is not here is looked up in the graph around it."""
+    """The constants of one graph, by tensor name; what is not here is looked up in the graph around it.
+
+    Attributes:
+        nodes: The graph's nodes.
+        producers: The position of the node that computes a tensor.
+        opset_imports: The operator set of ONNX's own that nodes are of.
+    """
 
     def __init__(
         self,
-        nodes: Sequence[onnx.NodeProto],
+        nodes: Sequence[Node],
         initializers: Mapping[str, TensorProto],
         *,
         opset_imports: Sequence[onnx.OperatorSetIdProto],
         variables: frozenset[str] = frozenset(),
         around: Constants | None = None,
-        shape_of: Callable[[str], Shape | None] = lambda _: None,
-        type_of: Callable[[str], int] = lambda _: TensorProto.UNDEFINED,
     ) -> None:
-        """Look at a graph.
+        """Look at a graph of whose tensors' shapes and types nothing is known.
 
         Args:
             nodes: The graph's nodes.
@@ -96,20 +102,33 @@ class Constants:
             opset_imports: The operator sets that its nodes are of.
             variables: Its inputs: an initializer of such a name may be overridden, so it is no constant.
             around: The constants of the enclosing graph.
-            shape_of: Gives a tensor's shape, None where it is unknown.
-            type_of: Gives a tensor's `TensorProto` type, 0 where it is unknown.
         """
+        self.nodes = nodes
+        self.producers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+        self.opset_imports = [entry for entry in opset_imports if entry.domain in ("", "ai.onnx")]
         self._initializers = initializers
-        self._producers = {name: (i, node) for i, node in enumerate(nodes) for name in node.output if name}
-        self._casts: dict[str, onnx.NodeProto] = {}
-        self._imports = [entry for entry in opset_imports if entry.domain in ("", "ai.onnx")]
         self._variables = variables
         self._around = around
+        self._know(lambda _: None, lambda _: TensorProto.UNDEFINED)
+
+    def _know(self, shape_of: Callable[[str], Shape | None], type_of: Callable[[str], int]) -> None:
         self._shape_of = shape_of
         self._type_of = type_of
+        self._casts: dict[str, Node] = {}
         self._found: dict[str, Constant | None] = {}
         self._foldable: dict[str, bool] = {}
         self._values: dict[str, NDArray[Any]] = {}
+
+    def knowing(self, shape_of: Callable[[str], Shape | None], type_of: Callable[[str], int]) -> Constants:
+        """The constants of the same graph, of whose tensors more is known.
+
+        Args:
+            shape_of: Gives a tensor's shape, None where it is unknown.
+            type_of: Gives a tensor's `TensorProto` type, 0 where it is unknown.
+        """
+        other = copy(self)
+        other._know(shape_of, type_of)
+        return other
 
     def find(self, name: str) -> Constant | None:
         """The constant of that name, None if there is none: a variable, or what cannot be evaluated."""
@@ -125,17 +144,17 @@ class Constants:
         node = self._producer(name)
         if node is None:
             return self._around.find(name) if self._around else None
-        if _is(node, "Constant"):
+        if node.is_onnx("Constant"):
             return _of_constant_node(node)
-        if _is(node, "Identity"):
+        if node.is_onnx("Identity"):
             return self.find(node.input[0])
-        if _is(node, "Shape") and (extents := self._extents(node)):
+        if node.is_onnx("Shape") and (extents := self._extents(node)):
             return extents
         return self._of_expression(name) if self.follows(name) else None
 
-    def _extents(self, node: onnx.NodeProto) -> Constant | None:
+    def _extents(self, node: Node) -> Constant | None:
         """The value of a Shape node whose tensor has static extents; from version 15 on it has bounds."""
-        bounds = {attribute.name: attribute.i for attribute in node.attribute}
+        bounds = node.attributes
         shape = self._shape_of(node.input[0])
         if shape is None:
             return None
@@ -143,18 +162,21 @@ class Constants:
         known = all(isinstance(extent, int) for extent in dims)
         return _of_array(np.array(dims, np.int64)) if known else None
 
-    def _is_leaf(self, name: str, node: onnx.NodeProto) -> bool:
+    def _is_leaf(self, name: str, node: Node) -> bool:
         """Whether a tensor that a node computes is what expressions begin with."""
-        if _is(node, "Constant") or name in self._initializers:
+        if node.is_onnx("Constant") or name in self._initializers:
             return True
-        return _is(node, "Shape") and self._extents(node) is not None
+        return node.is_onnx("Shape") and self._extents(node) is not None
 
-    def _producer(self, name: str) -> onnx.NodeProto | None:
-        node = self._producers[name][1] if name in self._producers else None
-        if node is None or not _is(node, "CastLike"):
+    def _producer(self, name: str) -> Node | None:
+        position = self.producers.get(name)
+        if position is None:
+            return None
+        node = self.nodes[position]
+        if node.op_type != "CastLike" or node.domain:
             return node
         if name not in self._casts:
-            self._casts[name] = as_cast(node, self._type_of(node.input[1]))
+            self._casts[name] = Node(as_cast(node.proto, self._type_of(node.input[1])))
         return self._casts[name]
 
     def follows(self, name: str) -> bool:
@@ -163,10 +185,11 @@ class Constants:
         expanded: set[str] = set()
         while pending:
             current = pending[-1]
-            node = self._producer(current)
             if current in self._foldable:
                 pending.pop()
-            elif node is None or self._is_leaf(current, node):
+                continue
+            node = self._producer(current)
+            if node is None or self._is_leaf(current, node):
                 self._foldable[pending.pop()] = self.find(current) is not None
             elif any(self._foldable.get(i) is False for i in node.input) or not self._folds(node):
                 self._foldable[pending.pop()] = False
@@ -192,13 +215,13 @@ class Constants:
             node = self._producer(current)
             if node is None or current in self._initializers:
                 continue
-            if _is(node, "Shape") and not self.follows(node.input[0]):
+            if node.is_onnx("Shape") and not self.follows(node.input[0]):
                 return self.follows(name)
             pending += [each for each in node.input if each not in seen]
             seen.update(node.input)
         return False
 
-    def _folds(self, node: onnx.NodeProto) -> bool:
+    def _folds(self, node: Node) -> bool:
         """Whether a node of constant operands is constant."""
         return _deterministic(node)
 
@@ -219,20 +242,18 @@ class Constants:
         if all(map(moves.evaluates, nodes)):
             return self._moved(name, nodes, leaves)
         graph = helper.make_graph(
-            nodes,
+            [node.proto for node in nodes],
             "expression",
             [helper.make_tensor_value_info(n, leaf.data_type, leaf.dims) for n, leaf in leaves.items()],
             [helper.make_empty_tensor_value_info(name)],
         )
-        model = helper.make_model(graph, opset_imports=self._imports)
+        model = helper.make_model(graph, opset_imports=self.opset_imports)
         feeds: dict[str, Any] = {n: leaf.read() for n, leaf in leaves.items()}
         _refuse_growth(model, feeds)
         outputs: list[Any] = list(ReferenceEvaluator(model, new_ops=_LIMITED).run(None, feeds))
         return np.asarray(outputs[0])
 
-    def _moved(
-        self, name: str, nodes: Sequence[onnx.NodeProto], leaves: Mapping[str, Constant]
-    ) -> NDArray[np.generic]:
+    def _moved(self, name: str, nodes: Sequence[Node], leaves: Mapping[str, Constant]) -> NDArray[np.generic]:
         values = {n: leaf.read() for n, leaf in leaves.items()}
         for node in nodes:
             value = self._computed(node, [values[i] if i else None for i in node.input])
@@ -241,12 +262,12 @@ class Constants:
                 self._values[node.output[0]] = value
         return values[name]
 
-    def _computed(self, node: onnx.NodeProto, operands: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
+    def _computed(self, node: Node, operands: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
         return moves.evaluate(node, operands)
 
-    def _expression(self, name: str) -> tuple[list[onnx.NodeProto], dict[str, Constant]]:
+    def _expression(self, name: str) -> tuple[list[Node], dict[str, Constant]]:
         """The nodes that compute a tensor, in order, and the constants that they start from."""
-        needed: dict[int, onnx.NodeProto] = {}
+        needed: dict[int, Node] = {}
         leaves: dict[str, Constant] = {}
         pending = [name]
         while pending:
@@ -258,7 +279,7 @@ class Constants:
                 leaf = self.find(current)
                 assert leaf is not None
                 leaves[current] = leaf
-            elif (position := self._producers[current][0]) not in needed:
+            elif (position := self.producers[current]) not in needed:
                 needed[position] = node
                 pending.extend(i for i in node.input if i)
         return [needed[position] for position in sorted(needed)], leaves
@@ -312,16 +333,13 @@ def as_cast(node: onnx.NodeProto, data_type: int) -> onnx.NodeProto:
     return cast
 
 
-def _is(node: onnx.NodeProto, op_type: str) -> bool:
-    return node.op_type == op_type and node.domain in ("", "ai.onnx")
-
-
-def _deterministic(node: onnx.NodeProto) -> bool:
+def _deterministic(node: Node) -> bool:
     return (
-        node.domain in ("", "ai.onnx")
-        and node.op_type not in _RANDOM | _DOUBTFUL
-        and not any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
-        and not any(a.ref_attr_name for a in node.attribute)
+        not node.domain
+        and node.op_type not in _RANDOM
+        and node.op_type not in _DOUBTFUL
+        and not node.graphs
+        and not node.refers
     )
 
 
@@ -329,8 +347,8 @@ def _of_tensor(tensor: TensorProto) -> Constant:
     return Constant(tuple(tensor.dims), tensor.data_type, lambda: storage.values(tensor))
 
 
-def _of_constant_node(node: onnx.NodeProto) -> Constant | None:
-    if len(node.attribute) != 1 or node.attribute[0].ref_attr_name:
+def _of_constant_node(node: Node) -> Constant | None:
+    if len(node.attribute) != 1 or node.refers:
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":

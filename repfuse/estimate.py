@@ -14,7 +14,8 @@ from typing import NamedTuple
 from onnx import ModelProto, NodeProto
 
 from repfuse import cost, shapes
-from repfuse.view import Inferred, subgraphs
+from repfuse.nodes import subgraphs
+from repfuse.view import Inferred
 
 Extents = tuple[int, ...]
 

@@ -11,6 +11,7 @@ from collections.abc import Container
 from onnx import NodeProto, TensorProto
 
 from repfuse.groups import Groups
+from repfuse.nodes import Node
 from repfuse.patch import Patch
 
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
@@ -46,9 +47,9 @@ def _is_computed(groups: Groups, name: str) -> bool:
     return found is not None and found.size <= _MOST and found.data_type in _INTEGERS
 
 
-def _with_constants(groups: Groups, node: NodeProto, computed: list[str], patch: Patch) -> NodeProto:
+def _with_constants(groups: Groups, node: Node, computed: list[str], patch: Patch) -> NodeProto:
     changed = NodeProto()
-    changed.CopyFrom(node)
+    changed.CopyFrom(node.proto)
     for name in computed:
         found = groups.scope.constants.find(name)
         assert found is not None

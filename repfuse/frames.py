@@ -25,12 +25,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto
+from onnx import TensorProto
 
 from repfuse import kernel, moves, window
 from repfuse.constants import Constant, Constants
 from repfuse.kernel import Array, EquivalentKernel
 from repfuse.lifted import Lifted, moved, op_of
+from repfuse.nodes import Node
 from repfuse.operands import FLOATS, values_of
 from repfuse.shapes import Shape
 from repfuse.view import Scope
@@ -135,7 +136,7 @@ class Frames:
             return None
         return found
 
-    def _ends_at(self, node: NodeProto) -> bool:
+    def _ends_at(self, node: Node) -> bool:
         """Whether something else than a region's own nodes uses what a node moves."""
         users = (self._scope.nodes[user] for user in self._scope.consumers(node.output[0]))
         return any(user.op_type != "Shape" and not moves.data_slots(user) for user in users)
@@ -345,7 +346,7 @@ class _Images:
     def __init__(self) -> None:
         self._extents: dict[str, tuple[int, ...]] = {}
 
-    def check(self, node: NodeProto, inputs: moves.Inputs) -> None:
+    def check(self, node: Node, inputs: moves.Inputs) -> None:
         """Check one node, for one number of images.
 
         Raises:
@@ -403,15 +404,15 @@ class _Sampled(Constants):
     def _look_up(self, name: str) -> Constant | None:
         return self._pure.find(name) if self._pure.follows(name) else super()._look_up(name)
 
-    def _is_leaf(self, name: str, node: NodeProto) -> bool:
+    def _is_leaf(self, name: str, node: Node) -> bool:
         return self._pure.follows(name) or super()._is_leaf(name, node)
 
-    def _folds(self, node: NodeProto) -> bool:
+    def _folds(self, node: Node) -> bool:
         pure = self._PURE.get(node.op_type, range(len(node.input)))
         operands = (node.input[slot] for slot in pure if slot < len(node.input))
         return super()._folds(node) and all(self._pure.follows(name) for name in operands if name)
 
-    def _computed(self, node: NodeProto, operands: moves.Inputs) -> Array:
+    def _computed(self, node: Node, operands: moves.Inputs) -> Array:
         self._images.check(node, operands)
         given = [each for each in operands if each is not None]
         if not _MONOTONE.get(node.op_type, _always)(given):

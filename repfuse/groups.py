@@ -19,7 +19,6 @@ from repfuse.frames import Frames
 from repfuse.idioms import idiom_nodes
 from repfuse.lift import LIFTERS, lift
 from repfuse.lifted import SELECT, Lifted
-from repfuse.operands import attributes_of
 from repfuse.trips import round_trip
 from repfuse.view import Scope
 from repfuse.window import Layout, Refusal, Window
@@ -228,7 +227,7 @@ class Groups:
     def layouts(self, position: int) -> set[Layout]:
         """Where channels must be for a Concat to stack them."""
         node = self.scope.nodes[position]
-        axis: int = attributes_of(node).get("axis", 1)
+        axis: int = node.attributes.get("axis", 1)
         shape = self.scope.shape_of(node.output[0])
         if shape is not None:
             axis %= len(shape)

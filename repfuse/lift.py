@@ -12,24 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from onnx import NodeProto
-
 from repfuse import lift_affine, lift_space, lift_weights
 from repfuse.lifted import Lifted
+from repfuse.nodes import Node
 from repfuse.view import Scope
 from repfuse.window import Refusal
 
 __all__ = ["LIFTERS", "Lifted", "lift"]
 
-Lifter = Callable[[NodeProto, Scope], "Lifted | Refusal"]
+Lifter = Callable[[Node, Scope], "Lifted | Refusal"]
 
 
-def lift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def lift(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift a node, or say why it is not linear."""
     lifter = LIFTERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if lifter is None:
         return Refusal("is not linear")
-    if any(attribute.ref_attr_name for attribute in node.attribute):
+    if node.refers:
         return Refusal("has attributes that its function's caller sets")
     if any(scope.consumers(name) or name in scope.kept for name in node.output[1:] if name):
         return Refusal("has a second output that is used")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from onnx import NodeProto
 
 from repfuse import kernel, window
 from repfuse.lifted import Lifted, affine, affine_of_finite
-from repfuse.operands import FLOATS, attributes_of, constant_at, last_axis, per_channel, values_of
+from repfuse.nodes import Node
+from repfuse.operands import FLOATS, constant_at, last_axis, per_channel, values_of
 from repfuse.patterns import Op
 from repfuse.view import Scope
 from repfuse.window import Layout, Refusal
@@ -18,9 +18,9 @@ _EPSILON = float(np.float32(1e-5))
 """BatchNormalization's default: attributes are of single precision."""
 
 
-def batch_normalization(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def batch_normalization(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift BatchNormalization, versions 7, 9, 14 and 15: `(x - mean) / sqrt(var + epsilon) * scale + B`."""
-    attributes = attributes_of(node)
+    attributes = node.attributes
     if attributes.get("training_mode") or any(node.output[1:]) or not attributes.get("spatial", 1):
         return Refusal("is in training mode, so its statistics are those of the batch; export in eval mode")
     operands = [constant_at(node, slot, scope) for slot in range(1, 5)]
@@ -38,7 +38,7 @@ def batch_normalization(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     return replace(lifted, invalid=True) if isinstance(lifted, Refusal) else lifted
 
 
-def scale_or_shift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def scale_or_shift(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Add, Sub, Mul and Div, versions 7, 13 and 14, with one constant operand."""
     operands = [scope.constants.find(name) for name in node.input]
     if len(operands) != 2 or operands.count(None) != 1:
@@ -72,17 +72,17 @@ def scale_or_shift(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     return replace(lifted, broadcast=(vector.size if vector.size > 1 else 0, len(operand.dims)))
 
 
-def neg(node: NodeProto, _: Scope) -> Lifted:
+def neg(node: Node, _: Scope) -> Lifted:
     """Lift Neg, versions 6 and 13."""
     return affine_of_finite(node.input[0], -np.ones(1), np.zeros(1), 0, (Op("neg"),))
 
 
-def identity(node: NodeProto, _: Scope) -> Lifted:
+def identity(node: Node, _: Scope) -> Lifted:
     """Lift Identity, of any version."""
     return Lifted(node.input[0], window.IDENTITY, kernel.identity, ())
 
 
-def dropout(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def dropout(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Dropout, versions 7, 10, 12, 13 and 22; from 12 on an input turns training on."""
     if len(node.input) > 2 and node.input[2]:
         mode = constant_at(node, 2, scope)
@@ -91,18 +91,18 @@ def dropout(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     return identity(node, scope)
 
 
-def leaky_relu(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def leaky_relu(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift LeakyRelu, of any version, with a slope of 1."""
-    return identity(node, scope) if attributes_of(node).get("alpha") == 1 else Refusal("is not linear")
+    return identity(node, scope) if node.attributes.get("alpha") == 1 else Refusal("is not linear")
 
 
-def prelu(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def prelu(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift PRelu, versions 7, 9 and 16, with slopes of 1; they never enlarge what they meet."""
     slopes = constant_at(node, 1, scope)
     return identity(node, scope) if slopes and np.all(slopes.read() == 1) else Refusal("is not linear")
 
 
-def clip(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def clip(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Clip without bounds; before version 11 these are attributes, then inputs."""
-    bounded = any(node.input[1:]) or {"min", "max"} & attributes_of(node).keys()
+    bounded = any(node.input[1:]) or {"min", "max"} & node.attributes.keys()
     return Refusal("is not linear") if bounded else identity(node, scope)

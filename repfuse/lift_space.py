@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import NodeProto
 
 from repfuse import kernel
 from repfuse.lifted import Lifted, moved, op_of, selected
-from repfuse.operands import attributes_of, constant_at, cropped, integers_at, spatial_axes, static_extents
+from repfuse.nodes import Node
+from repfuse.operands import constant_at, cropped, integers_at, spatial_axes, static_extents
 from repfuse.view import Scope
 from repfuse.window import Axis, Refusal, Window
 
 
-def average_pool(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def average_pool(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift AveragePool, versions 7, 10, 11, 19 and 22, where it divides by the same number everywhere."""
-    attributes = attributes_of(node)
+    attributes = node.attributes
     axes = spatial_axes(attributes, attributes.get("kernel_shape", []), scope, node.input[0])
     if isinstance(axes, Refusal):
         return axes
@@ -35,9 +35,9 @@ def _divides(axis: Axis, extent: int | None) -> bool:
     return axis.stride == 1 or (extent is not None and (extent - 1 + axis.slack) % axis.stride == 0)
 
 
-def pad(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def pad(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Pad with zeros; version 2 has attributes, 11 and later have inputs, 18 and later have axes."""
-    attributes = attributes_of(node)
+    attributes = node.attributes
     if attributes.get("mode", b"constant") != b"constant":
         return Refusal(f"pads by {attributes['mode'].decode(errors='replace')}, not with zeros")
     value = constant_at(node, 2, scope)
@@ -62,9 +62,9 @@ def pad(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     return moved(node.input[0], tuple(Axis(begin=b, end=e) for b, e in pads_of), "pad")
 
 
-def slice_(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def slice_(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Slice of rows and columns (negative padding) or of channels; from version 10 on, bounds are inputs."""
-    attributes = attributes_of(node)
+    attributes = node.attributes
     starts, ends = (
         integers_at(node, i, scope, attributes.get(key)) for i, key in ((1, "starts"), (2, "ends"))
     )
@@ -96,11 +96,11 @@ def slice_(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     return selected(node.input[0], range(-channels.begin, count + channels.end, channels.stride), count)
 
 
-def gather(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def gather(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Gather of channels, versions 1, 11 and 13, by a constant list of indices."""
     shape = scope.shape_of(node.input[0]) or ()
     indices = constant_at(node, 1, scope)
-    axis = attributes_of(node).get("axis", 0)
+    axis = node.attributes.get("axis", 0)
     if len(shape) < 3 or axis % len(shape) != 1 or not isinstance(shape[1], int):
         return Refusal("gathers something other than channels of a known number")
     if indices is None or len(indices.dims) != 1 or not indices.size:
@@ -112,9 +112,9 @@ def gather(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     return selected(node.input[0], [index % count for index in chosen], count)
 
 
-def split(node: NodeProto, scope: Scope) -> dict[str, Lifted] | Refusal:
+def split(node: Node, scope: Scope) -> dict[str, Lifted] | Refusal:
     """Lift each output of a Split of channels; sizes are an input from version 13 on."""
-    attributes = attributes_of(node)
+    attributes = node.attributes
     shape = scope.shape_of(node.input[0]) or ()
     axis = attributes.get("axis", 0)
     if len(shape) < 3 or axis % len(shape) != 1 or not isinstance(shape[1], int):

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from onnx import NodeProto
 
 from repfuse import kernel
 from repfuse.constants import Constant
 from repfuse.kernel import EquivalentKernel
 from repfuse.lifted import Lifted, op_of
-from repfuse.operands import FLOATS, attributes_of, constant_at, last_axis, spatial_axes, values_of, vector_of
+from repfuse.nodes import Node
+from repfuse.operands import FLOATS, constant_at, last_axis, spatial_axes, values_of, vector_of
 from repfuse.view import Scope
 from repfuse.window import Layout, Refusal, Window
 
 
-def conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def conv(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Conv, versions 1, 11 and 22."""
     operands = _weight_and_bias(node, scope)
     if isinstance(operands, Refusal):
         return operands
     weight, bias = operands
-    attributes = attributes_of(node)
+    attributes = node.attributes
     outputs, per_group, *extents = weight.dims
     group = attributes.get("group", 1)
     axes = spatial_axes(attributes, extents, scope, node.input[0])
@@ -46,13 +46,13 @@ def conv(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     )
 
 
-def conv_transpose(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def conv_transpose(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift ConvTranspose, versions 1, 11 and 22, whose weight has its inputs first."""
     operands = _weight_and_bias(node, scope)
     if isinstance(operands, Refusal):
         return operands
     weight, bias = operands
-    attributes = attributes_of(node)
+    attributes = node.attributes
     if attributes.get("output_shape") or attributes.get("auto_pad", b"NOTSET") not in (b"", b"NOTSET"):
         return Refusal("has an output_shape or auto_pad, from which its padding would have to be found")
     inputs, per_group, *extents = weight.dims
@@ -78,7 +78,7 @@ def conv_transpose(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     )
 
 
-def _weight_and_bias(node: NodeProto, scope: Scope) -> tuple[Constant, Constant | None] | Refusal:
+def _weight_and_bias(node: Node, scope: Scope) -> tuple[Constant, Constant | None] | Refusal:
     """The constant operands of a Conv or ConvTranspose."""
     weight = constant_at(node, 1, scope)
     bias = constant_at(node, 2, scope)
@@ -95,9 +95,9 @@ def _weight_and_bias(node: NodeProto, scope: Scope) -> tuple[Constant, Constant 
     return weight, bias
 
 
-def gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def gemm(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Gemm, versions 7, 9, 11 and 13: `alpha * A * B + beta * C`, a kernel without spatial axes."""
-    attributes = attributes_of(node)
+    attributes = node.attributes
     weight, bias = constant_at(node, 1, scope), constant_at(node, 2, scope)
     if weight is None or (bias is None and len(node.input) > 2 and node.input[2]):
         return Refusal("has a weight or bias that is computed at run time or can be overridden by a caller")
@@ -121,7 +121,7 @@ def gemm(node: NodeProto, scope: Scope) -> Lifted | Refusal:
     return Lifted(node.input[0], geometry, read, (op_of("gemm", geometry),), weight.data_type)
 
 
-def matmul(node: NodeProto, scope: Scope) -> Lifted | Refusal:
+def matmul(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift MatMul, versions 1, 9 and 13, of a tensor of any rank and a constant matrix: a Gemm for each row."""
     left, weight = (constant_at(node, slot, scope) for slot in (0, 1))
     if left is not None:

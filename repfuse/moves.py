@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
+from repfuse.nodes import Node
+
 Array = NDArray[Any]
 Inputs = Sequence["Array | None"]
 Attributes = Mapping[str, Any]
@@ -46,27 +48,26 @@ class UnmovableError(Exception):
     """A node does not move elements in a way that is known here, or makes too many."""
 
 
-def data_slots(node: NodeProto) -> tuple[int, ...]:
+def data_slots(node: Node | NodeProto) -> tuple[int, ...]:
     """The operands whose elements a node moves; the others say where to. None for any other operator."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in DATA:
         return ()
     return DATA[node.op_type] or tuple(range(len(node.input)))
 
 
-def evaluates(node: NodeProto) -> bool:
+def evaluates(node: Node) -> bool:
     """Whether `evaluate` knows a node's operator."""
-    return node.op_type in KNOWN and node.domain in ("", "ai.onnx")
+    return node.op_type in KNOWN and not node.domain
 
 
-def evaluate(node: NodeProto, inputs: Inputs) -> Array:
+def evaluate(node: Node, inputs: Inputs) -> Array:
     """What a node computes; None stands for an operand that is left out.
 
     Raises:
         UnmovableError: It cannot be told, or is too large.
     """
-    attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     try:
-        return np.asarray(_FUNCTIONS[node.op_type](inputs, attributes))
+        return np.asarray(_FUNCTIONS[node.op_type](inputs, node.attributes))
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise UnmovableError(f"{node.op_type} cannot be evaluated: {error}") from error
 

@@ -1,18 +1,17 @@
-"""Reading a node: its attributes, its constant operands, and how a Conv or a pooling moves over its input."""
+"""Reading a node: its constant operands, and how a Conv or a pooling moves over its input."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, TensorProto, helper
+from onnx import TensorProto
 
 from repfuse.constants import Constant
 from repfuse.kernel import Array
+from repfuse.nodes import Node
 from repfuse.view import Scope
 from repfuse.window import Axis, Layout, Refusal
 
@@ -22,30 +21,13 @@ _FAR = 2**31 - 1
 """Exporters spell "to the end" of a Slice as this or anything larger."""
 
 
-def attributes_of(node: NodeProto) -> dict[str, Any]:
-    """A node's attributes by name; strings are bytes."""
-    return {attribute.name: _VALUES[attribute.type](attribute) for attribute in node.attribute}
-
-
-_VALUES: dict[int, Callable[[AttributeProto], Any]] = defaultdict(
-    lambda: helper.get_attribute_value,
-    {
-        AttributeProto.INT: attrgetter("i"),
-        AttributeProto.INTS: attrgetter("ints"),
-        AttributeProto.FLOAT: attrgetter("f"),
-        AttributeProto.STRING: attrgetter("s"),
-    },
-)
-"""Ways to an attribute's value, by its type; those of the linear operators without onnx's own detour."""
-
-
-def constant_at(node: NodeProto, slot: int, scope: Scope) -> Constant | None:
+def constant_at(node: Node, slot: int, scope: Scope) -> Constant | None:
     """The constant at an input; None where the input is left out or not constant."""
     return scope.constants.find(node.input[slot]) if len(node.input) > slot else None
 
 
 def integers_at(
-    node: NodeProto, slot: int, scope: Scope, default: Sequence[int] | None = None
+    node: Node, slot: int, scope: Scope, default: Sequence[int] | None = None
 ) -> Sequence[int] | None:
     """The integers at an input, or those of an attribute where the operator's version has one instead."""
     if len(node.input) <= slot or not node.input[slot]:

@@ -42,7 +42,7 @@ class Graph:
             model.opset_import if proto is model.graph else proto.opset_import
         )
         self.shape_of = scope.shape_of
-        self.nodes = [_typed(node, each) for each in lineage for node in each.nodes]
+        self.nodes = [_typed(node.proto, each) for each in lineage for node in each.nodes]
         self._producers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         self._initializers: dict[str, TensorProto] = {
             tensor.name: tensor for each in lineage for tensor in getattr(each.proto, "initializer", ())

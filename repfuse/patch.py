@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from repfuse.nodes import Node
 from repfuse.storage import Spill
 from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
 
@@ -109,9 +110,10 @@ class Patch:
                 continue
             if not any(uses[id(home)][output] for output in home.nodes[producer].output if output):
                 # A replacement goes, too, where a later one made do without it.
-                nodes = changes.nodes.pop(producer, [home.nodes[producer]])
+                gone: Sequence[Node | NodeProto] = changes.nodes.pop(producer, [])
                 changes.dead.add(producer)
-                pending += [(home, name) for node in nodes for name in node.input]
+                for node in gone or [home.nodes[producer]]:
+                    pending += [(home, name) for name in node.input]
         return orphans
 
     def _apply_to(self, scope: Scope, orphans: set[str]) -> None:

@@ -14,6 +14,7 @@ from repfuse.choose import Candidate
 from repfuse.derive import NOT_FINITE, Derived, derive
 from repfuse.groups import Groups, Operand
 from repfuse.merges import Merge, Rewrite
+from repfuse.nodes import Node
 from repfuse.patch import Patch
 from repfuse.remarks import Edit, Outcome, Remark, label
 from repfuse.settle import Refused
@@ -120,7 +121,7 @@ def _sum(parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
     return nodes
 
 
-def _concat(old: NodeProto, parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
+def _concat(old: Node, parts: Sequence[Operand], stem: str, patch: Patch) -> list[NodeProto]:
     """The Concat that `old` is, of other tensors."""
     name = patch.fresh(f"{stem}/fused_concat")
     node = helper.make_node("Concat", [part.tensor for part in parts], [name], name=name)
@@ -147,7 +148,7 @@ def _carries(groups: Groups, merge: Merge, source: str, window: Window, patch: P
     for position, axis in zip(merge.path, _axes(groups, merge, window), strict=True):
         old, carry = scope.nodes[position], groups.carries[position]
         node = NodeProto()
-        node.CopyFrom(old)
+        node.CopyFrom(old.proto)
         node.name = patch.fresh(f"{old.name or old.output[0]}/carried")
         node.input[0], node.output[0] = source, node.name
         source = node.name
@@ -223,9 +224,9 @@ def _geometry(window: Window) -> dict[str, Any]:
     }
 
 
-def _take_over_metadata(node: NodeProto, replaced: Sequence[NodeProto]) -> None:
+def _take_over_metadata(node: NodeProto, replaced: Sequence[Node]) -> None:
     """Give a new node what the exporter wrote on those that it replaces; the last of them has the last word."""
-    entries = {entry.key: entry.value for old in replaced for entry in old.metadata_props}
+    entries = {entry.key: entry.value for old in replaced for entry in old.proto.metadata_props}
     entries[FUSED_FROM] = json.dumps([old.name or old.output[0] for old in replaced])
     for key, value in entries.items():
         node.metadata_props.add(key=key, value=value)

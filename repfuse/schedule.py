@@ -10,8 +10,9 @@ from pathlib import Path
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from repfuse import model_io, shapes
+from repfuse.nodes import subgraphs
 from repfuse.remarks import label
-from repfuse.view import captured, subgraphs
+from repfuse.view import captured
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import onnx
 from onnx import helper
 
 from repfuse import storage
+from repfuse.nodes import Node, read
 
 Shape = tuple[int | str | None, ...]
 """Extents: a number, the name of a symbolic dimension, or None where nothing is known."""
@@ -68,20 +69,26 @@ NOTHING = Facts({}, {})
 """What is known of a graph that nobody has looked at."""
 
 
-def infer(model: onnx.ModelProto, integers: Integers = lambda _: None) -> Facts:
+def infer(
+    model: onnx.ModelProto, integers: Integers = lambda _: None, nodes: Sequence[Node] | None = None
+) -> Facts:
     """What ONNX's shape inference finds of the main graph's tensors.
 
     Args:
         model: The model.
         integers: Gives the value of a constant that the graph computes, None where there is none.
+        nodes: The graph's nodes, where they were read already.
     """
-    return Facts.of(infer_types(model, integers), model.graph.initializer)
+    return Facts.of(infer_types(model, integers, nodes), model.graph.initializer)
 
 
-def infer_types(model: onnx.ModelProto, integers: Integers = lambda _: None) -> Sequence[onnx.ValueInfoProto]:
+def infer_types(
+    model: onnx.ModelProto, integers: Integers = lambda _: None, nodes: Sequence[Node] | None = None
+) -> Sequence[onnx.ValueInfoProto]:
     """The main graph's tensors with their types and shapes, as `infer` finds them."""
+    nodes = read(model.graph.node) if nodes is None else nodes
     try:
-        copy = structure(model, _Simplified(model.graph, integers))
+        copy = structure(model, _Simplified(model.graph, integers, nodes))
         graph = onnx.shape_inference.infer_shapes(copy, data_prop=not _has_long_vectors(copy)).graph
     except (onnx.shape_inference.InferenceError, ValueError, MemoryError):
         return []  # what the model declares contradicts itself: nothing is known for sure
@@ -190,37 +197,37 @@ class _Simplified:
         written: Integers by the name that stands for them.
     """
 
-    def __init__(self, graph: onnx.GraphProto, integers: Integers) -> None:
+    def __init__(self, graph: onnx.GraphProto, integers: Integers, nodes: Sequence[Node]) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.written: dict[str, Sequence[int]] = {}
         self._integers = integers
-        producers = {name: node.op_type for node in graph.node for name in node.output}
+        producers = {name: node.op_type for node in nodes for name in node.output}
         self._computed = {name for name, op_type in producers.items() if op_type != "Constant"}
         used = {entry.name for entry in graph.output}
         # A tensor of which only the shape is used is wanted, too; what computes with shapes is not.
-        measured = (node.input[0] for node in graph.node if node.op_type == "Shape" and node.input)
+        measured = (node.input[0] for node in nodes if node.op_type == "Shape" and node.input)
         used.update(name for name in measured if producers.get(name) in _MOVING)
-        whole = any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
-        for node in reversed(graph.node):
-            if whole or used.intersection(node.output):
+        whole = any(node.graphs for node in nodes)
+        for node in reversed(nodes):
+            if whole or not used.isdisjoint(node.output):
                 simple = self._simple(node)
                 used.update(simple.input)
                 self.nodes.append(simple)
         self.nodes.reverse()
 
-    def _simple(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        if node.domain not in ("", "ai.onnx"):
-            return node
+    def _simple(self, node: Node) -> onnx.NodeProto:
+        if node.domain:
+            return node.proto
         if node.op_type in ("ScatterND", "ScatterElements"):
             return helper.make_node("Identity", node.input[:1], node.output)
         inputs = list(node.input)
         for slot in _INTEGERS.get(node.op_type, ()):
             if slot < len(inputs) and inputs[slot] in self._computed:
                 inputs[slot] = self._write(inputs[slot])
-        if inputs == node.input:
-            return node
+        if inputs == list(node.input):
+            return node.proto
         written = onnx.NodeProto()
-        written.CopyFrom(node)
+        written.CopyFrom(node.proto)
         written.input[:] = inputs
         return written
 

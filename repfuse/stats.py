@@ -11,7 +11,8 @@ from pathlib import Path
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from repfuse import model_io, shapes
-from repfuse.view import Inferred, subgraphs
+from repfuse.nodes import subgraphs
+from repfuse.view import Inferred
 
 FLOATS = frozenset(
     value

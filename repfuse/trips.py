@@ -19,7 +19,6 @@ from repfuse import kernel
 from repfuse.carry import carry
 from repfuse.kernel import EquivalentKernel
 from repfuse.lifted import Lifted
-from repfuse.operands import attributes_of
 from repfuse.patterns import Op
 from repfuse.window import Refusal, Window
 
@@ -67,7 +66,7 @@ def _undoes(groups: Groups, first: int, last: int) -> bool:
     scope = groups.scope
     there, back = scope.nodes[first], scope.nodes[last]
     if there.op_type == back.op_type == "Transpose":
-        orders = [attributes_of(node).get("perm") for node in (there, back)]
+        orders = [node.attributes.get("perm") for node in (there, back)]
         shape = scope.shape_of(there.input[0])
         rank = range(len(shape or ()))
         one, two = (list(order or rank[::-1]) for order in orders)

@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Protocol
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import FunctionProto, GraphProto, ModelProto
 
 from repfuse import shapes
 from repfuse.constants import Constants
+from repfuse.nodes import Node, read, subgraphs
 from repfuse.remarks import label
 
 FIRST_OVERRIDABLE_IR = 4
@@ -42,7 +43,7 @@ class Scope:
 
     label: str
     proto: GraphProto | FunctionProto
-    nodes: Sequence[NodeProto]
+    nodes: Sequence[Node]
     opset: int
     constants: Constants
     kept: frozenset[str]
@@ -53,7 +54,7 @@ class Scope:
 
     def producer(self, tensor: str) -> int | None:
         """The position of the node that computes a tensor; None for an input or a constant."""
-        return self._producers.get(tensor)
+        return self.constants.producers.get(tensor)
 
     def consumers(self, tensor: str) -> Sequence[int]:
         """Positions of the nodes that use a tensor, one for each use."""
@@ -78,10 +79,6 @@ class Scope:
         return frozenset(names)
 
     @cached_property
-    def _producers(self) -> Mapping[str, int]:
-        return {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
-
-    @cached_property
     def _consumers(self) -> Mapping[str, Sequence[int]]:
         found: dict[str, list[int]] = {}
         for position, node in enumerate(self.nodes):
@@ -93,13 +90,14 @@ class Scope:
 
 def scopes(model: ModelProto) -> list[Scope]:
     """Every graph of a model: the main graph first, then what is inside it, then its functions."""
-    main = _graph_scope(model, model.graph, "", None, model.opset_import, Inferred(model))
+    pure = _pure(model)
+    main = _scope(model.graph, "", None, pure, Inferred(model, pure))
     trained = frozenset(_trained(model))
     main = replace(main, kept=main.kept | trained, trained=trained)
-    found = [main, *_inside(model, main)]
+    found = [main, *_inside(main)]
     for function in model.functions:
         scope = _function_scope(function)
-        found += [scope, *_inside(model, scope)]
+        found += [scope, *_inside(scope)]
     return found
 
 
@@ -114,8 +112,10 @@ class _Known(Protocol):
 class Inferred:
     """What is known of the main graph's tensors, inferred when it is asked for the first time."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, pure: Constants | None = None) -> None:
+        """`pure`: what is constant in the main graph whatever shapes are, where that was found out already."""
         self._model = model
+        self._pure = pure or _pure(model)
 
     def shape_of(self, tensor: str) -> shapes.Shape | None:
         """A tensor's shape, None where it is unknown."""
@@ -128,14 +128,12 @@ class Inferred:
     @cached_property
     def facts(self) -> shapes.Facts:
         """All that is found."""
-        # Pads that follow from no shape: shapes are what is being asked for.
-        pure = _constants(self._model, self._model.graph, None, self._model.opset_import, shapes.NOTHING)
 
         def integers(tensor: str) -> Sequence[int] | None:
-            constant = pure.find(tensor)
+            constant = self._pure.find(tensor)
             return [int(value) for value in constant.read().reshape(-1)] if constant else None
 
-        return shapes.infer(self._model, integers)
+        return shapes.infer(self._model, integers, self._pure.nodes)
 
 
 def _trained(model: ModelProto) -> Iterator[str]:
@@ -144,15 +142,6 @@ def _trained(model: ModelProto) -> Iterator[str]:
         yield from captured(info.initialization) | captured(info.algorithm)
         for binding in (*info.initialization_binding, *info.update_binding):
             yield from (binding.key, binding.value)
-
-
-def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
-    """The graphs that a node carries as attributes, with the attributes' names."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.name, attribute.g
-        for graph in attribute.graphs:
-            yield attribute.name, graph
 
 
 def captured(graph: GraphProto) -> set[str]:
@@ -177,81 +166,60 @@ def _names(entries: Iterable[onnx.ValueInfoProto | str]) -> Iterator[str]:
     return (entry if isinstance(entry, str) else entry.name for entry in entries)
 
 
-def _graph_scope(
-    model: ModelProto,
-    graph: GraphProto,
-    name: str,
-    around: Scope | None,
-    imports: Sequence[onnx.OperatorSetIdProto],
-    known: _Known,
+def _scope(
+    proto: GraphProto | FunctionProto, name: str, around: Scope | None, pure: Constants, known: _Known
 ) -> Scope:
+    nodes = pure.nodes
     return Scope(
-        name,
-        graph,
-        graph.node,
-        _opset(imports),
-        _constants(model, graph, around, imports, known),
-        _kept(graph.node, [entry.name for entry in graph.output]),
-        around,
-        known.shape_of,
-        known.type_of,
-    )
-
-
-def _constants(
-    model: ModelProto,
-    graph: GraphProto,
-    around: Scope | None,
-    imports: Sequence[onnx.OperatorSetIdProto],
-    known: _Known,
-) -> Constants:
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    inputs = {entry.name for entry in graph.input}
-    if around is None and model.ir_version < FIRST_OVERRIDABLE_IR:
-        inputs -= initializers.keys()
-    return Constants(
-        graph.node,
-        initializers,
-        opset_imports=imports,
-        variables=frozenset(inputs),
-        around=around.constants if around else None,
+        label=name,
+        proto=proto,
+        nodes=nodes,
+        opset=_opset(pure.opset_imports),
+        constants=pure.knowing(known.shape_of, known.type_of),
+        kept=frozenset(_names(proto.output)).union(
+            *(captured(graph) for node in nodes for _, graph in node.graphs)
+        ),
+        around=around,
         shape_of=known.shape_of,
         type_of=known.type_of,
     )
 
 
-def _function_scope(function: FunctionProto) -> Scope:
-    imports = function.opset_import
-    constants = Constants(function.node, {}, opset_imports=imports, variables=frozenset(function.input))
-    name = f"function {function.domain}:{function.name}"
-    kept = _kept(function.node, function.output)
-    return Scope(
-        name,
-        function,
-        function.node,
-        _opset(imports),
-        constants,
-        kept,
-        None,
-        shapes.NOTHING.shape_of,
-        shapes.NOTHING.type_of,
+def _pure(model: ModelProto) -> Constants:
+    """What is constant in the main graph whatever shapes are."""
+    inputs = {entry.name for entry in model.graph.input}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    if model.ir_version < FIRST_OVERRIDABLE_IR:
+        inputs -= initializers.keys()
+    return Constants(
+        read(model.graph.node),
+        initializers,
+        opset_imports=model.opset_import,
+        variables=frozenset(inputs),
     )
 
 
-def _inside(model: ModelProto, scope: Scope) -> Iterator[Scope]:
+def _function_scope(function: FunctionProto) -> Scope:
+    pure = Constants(
+        read(function.node), {}, opset_imports=function.opset_import, variables=frozenset(function.input)
+    )
+    return _scope(function, f"function {function.domain}:{function.name}", None, pure, shapes.NOTHING)
+
+
+def _inside(scope: Scope) -> Iterator[Scope]:
     for position, node in enumerate(scope.nodes):
-        for attribute, graph in subgraphs(node):
+        for attribute, graph in node.graphs:
             name = " > ".join(filter(None, (scope.label, f"{scope.name(position)} {attribute}")))
-            imports = (
-                scope.proto.opset_import if isinstance(scope.proto, FunctionProto) else model.opset_import
+            pure = Constants(
+                read(graph.node),
+                {tensor.name: tensor for tensor in graph.initializer},
+                opset_imports=scope.constants.opset_imports,
+                variables=frozenset(_names(graph.input)),
+                around=scope.constants,
             )
-            inner = _graph_scope(model, graph, name, scope, imports, shapes.declared(graph))
+            inner = _scope(graph, name, scope, pure, shapes.declared(graph))
             yield inner
-            yield from _inside(model, inner)
-
-
-def _kept(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> frozenset[str]:
-    return frozenset(outputs).union(*(captured(graph) for node in nodes for _, graph in subgraphs(node)))
+            yield from _inside(inner)
 
 
 def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:

@@ -11,6 +11,7 @@ from graphs import Array, draw, model, node, run
 from onnx import NodeProto, numpy_helper
 
 from repfuse import moves
+from repfuse.nodes import Node
 
 X = draw(2, 3, 4)
 I64 = np.int64
@@ -76,7 +77,7 @@ def test_every_operator(
     one = made(op_type, operands, attributes)
     given = {f"i{k}": np.asarray(value) for k, value in enumerate(operands)}
     expected = run(model([one], {}, ["y"], given, opset=opset, dtype=np.float64))
-    actual = moves.evaluate(one, list(given.values()))
+    actual = moves.evaluate(Node(one), list(given.values()))
     assert actual.dtype == expected.dtype
     np.testing.assert_array_equal(actual, expected)
 
@@ -88,7 +89,7 @@ def test_no_operator_is_left_out() -> None:
 def test_padding_by_less_than_nothing() -> None:
     # ONNX's reference evaluator cannot do that.
     pad = node("Pad", ["x", "pads"], ["y"])
-    cropped = moves.evaluate(pad, [X, ints(0, -1, 2, 0, 0, -1)])
+    cropped = moves.evaluate(Node(pad), [X, ints(0, -1, 2, 0, 0, -1)])
     np.testing.assert_array_equal(cropped, np.pad(X, [(0, 0), (0, 0), (2, 0)])[:, 1:, :-1])
 
 
@@ -111,7 +112,7 @@ def test_padding_by_less_than_nothing() -> None:
 )
 def test_too_large(op_type: str, operands: list[Array], attributes: dict[str, Any]) -> None:
     with pytest.raises(moves.UnmovableError):
-        moves.evaluate(made(op_type, tuple(operands), attributes), operands)
+        moves.evaluate(Node(made(op_type, tuple(operands), attributes)), operands)
 
 
 @pytest.mark.parametrize(
@@ -127,4 +128,4 @@ def test_too_large(op_type: str, operands: list[Array], attributes: dict[str, An
 )
 def test_what_moves_no_elements(op_type: str, operands: list[Any], attributes: dict[str, Any]) -> None:
     with pytest.raises(moves.UnmovableError):
-        moves.evaluate(made(op_type, tuple(operands), attributes), operands)
+        moves.evaluate(Node(made(op_type, tuple(operands), attributes)), operands)

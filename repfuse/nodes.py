@@ -1,0 +1,82 @@
+"""Nodes as they were read: protobuf makes each value anew whenever it is asked for, and the pass asks often."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from operator import attrgetter
+from typing import Any
+
+from onnx import AttributeProto, GraphProto, NodeProto, helper
+
+_VALUES: dict[int, Callable[[AttributeProto], Any]] = defaultdict(
+    lambda: helper.get_attribute_value,
+    {
+        AttributeProto.INT: attrgetter("i"),
+        AttributeProto.INTS: lambda attribute: tuple(attribute.ints),
+        AttributeProto.FLOAT: attrgetter("f"),
+        AttributeProto.STRING: attrgetter("s"),
+    },
+)
+"""Ways to an attribute's value, by its type; those of the linear operators without onnx's own detour."""
+
+
+class Node:
+    """What a `NodeProto` says, read once; the node itself must not be changed meanwhile.
+
+    Attributes:
+        proto: The node itself.
+        op_type: Its operator.
+        domain: The set that its operator is of; empty for ONNX's own.
+        name: Its name.
+        input: Names of its inputs, empty where one is left out.
+        output: Names of its outputs likewise.
+    """
+
+    def __init__(self, proto: NodeProto) -> None:
+        self.proto = proto
+        self.op_type = proto.op_type
+        domain = proto.domain
+        self.domain = "" if domain == "ai.onnx" else domain
+        self.name = proto.name
+        self.input = tuple(proto.input)
+        self.output = tuple(proto.output)
+
+    @cached_property
+    def attribute(self) -> Sequence[AttributeProto]:
+        """Its attributes as they are."""
+        return tuple(self.proto.attribute)
+
+    @cached_property
+    def attributes(self) -> Mapping[str, Any]:
+        """The values of its attributes by name; strings are bytes."""
+        return {each.name: _VALUES[each.type](each) for each in self.attribute}
+
+    @cached_property
+    def refers(self) -> bool:
+        """Whether it has attributes that its function's caller sets."""
+        return any(each.ref_attr_name for each in self.attribute)
+
+    @cached_property
+    def graphs(self) -> Sequence[tuple[str, GraphProto]]:
+        """The graphs that it carries as attributes, with the attributes' names."""
+        return () if self.is_onnx("Constant") else tuple(subgraphs(self.proto))
+
+    def is_onnx(self, op_type: str) -> bool:
+        """Whether it is of this operator of ONNX's own set."""
+        return self.op_type == op_type and not self.domain
+
+
+def read(protos: Iterable[NodeProto]) -> Sequence[Node]:
+    """All nodes of a graph."""
+    return [Node(proto) for proto in protos]
+
+
+def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+    """The graphs that a node carries as attributes, with the attributes' names."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        for graph in attribute.graphs:
+            yield attribute.name, graph
