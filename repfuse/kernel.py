@@ -286,9 +286,13 @@ def _sum_of_shifts(shift: Array, kernel: EquivalentKernel) -> Array:
     """What a constant `shift` of each input channel becomes behind `kernel`."""
     if not np.any(shift):  # most often: to sum a large kernel up takes long
         return np.zeros(1)
-    taps = kernel.weight.reshape(*kernel.weight.shape[:2], -1).sum(-1, dtype=np.float64)
-    total: Array = (taps * _per_input(shift, kernel).reshape(taps.shape)).sum(-1)
-    return total
+    outputs, inputs = kernel.window.channels or (1, 1)
+    group = kernel.window.group or 1
+    rows = kernel.weight.astype(np.float64).reshape(group, outputs // group, -1)
+    values = np.broadcast_to(shift, (inputs,)).reshape(group, inputs // group, 1)
+    # Matrix products are several times faster than sums of few taps.
+    total: Array = rows @ values.repeat(kernel.window.taps, axis=1)
+    return total.reshape(outputs)
 
 
 def _with_channels(
@@ -384,6 +388,7 @@ def _taps_first(kernel: EquivalentKernel, group: int) -> Array:
     """A kernel's weight as `(*kernel, group, C_out / group, C_in / group)`; `group` divides its own."""
     outputs, inputs = kernel.window.channels or (1, 1)
     old = kernel.window
-    weight = _embedded(kernel, replace(old, group=group)).weight
+    whole = kernel if old.group == group else _embedded(kernel, replace(old, group=group))
+    weight = whole.weight.astype(np.float64)
     blocks = weight.reshape(group, outputs // group, inputs // group, *weight.shape[2:])
     return np.moveaxis(blocks, range(3, blocks.ndim), range(blocks.ndim - 3))

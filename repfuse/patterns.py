@@ -156,7 +156,9 @@ class Pattern:
     def fits(self, topology: Topology) -> bool:
         """Whether each branch can be given to one form so that every form's count is met."""
         branches, tail = topology.spelled
-        if not self.tail.fits(tail):
+        least, most = sum(form.least for form in self.branches), sum(form.most for form in self.branches)
+        # Counting first: an expression is compiled when it is used for the first time, which takes long.
+        if not least <= len(branches) <= most or not self.tail.fits(tail):
             return False
         # The set of counts that some assignment of the branches so far gives. A form without an upper limit
         # is not counted beyond its lower one, so the set stays small however many branches there are.

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 
@@ -77,6 +78,8 @@ class Layout(Enum):
     """As for MatMul, at any rank: there are no spatial axes."""
     FLAT = "the last of two axes"
     """As for Gemm: rank 2, where the last axis is axis 1."""
+
+    __hash__ = object.__hash__  # windows are hashed often, and Enum's own is written in Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,7 @@ IDENTITY = Window()
 """The bare source."""
 
 
+@lru_cache(2**12)  # networks repeat their blocks
 def compose(first: Window, second: Window) -> Window | Refusal:
     """`second` applied to what `first` computes, as one window: transform III of DBB (arXiv:2103.13425).
 
