@@ -9,7 +9,7 @@ where its extents are static; CastLike needs no more of its second operand than 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,6 +116,7 @@ class Constants:
         self._type_of = type_of
         self._casts: dict[str, Node] = {}
         self._found: dict[str, Constant | None] = {}
+        self._measured: dict[str, Constant | None] = {}
         self._foldable: dict[str, bool] = {}
         self._values: dict[str, NDArray[Any]] = {}
 
@@ -154,19 +155,19 @@ class Constants:
 
     def _extents(self, node: Node) -> Constant | None:
         """The value of a Shape node whose tensor has static extents; from version 15 on it has bounds."""
-        bounds = node.attributes
-        shape = self._shape_of(node.input[0])
-        if shape is None:
-            return None
-        dims = shape[bounds.get("start", 0) : bounds.get("end")]
-        known = all(isinstance(extent, int) for extent in dims)
-        return _of_array(np.array(dims, np.int64)) if known else None
+        name = node.output[0]
+        if name not in self._measured:
+            bounds, shape = node.attributes, self._shape_of(node.input[0])
+            dims = (None,) if shape is None else shape[bounds.get("start", 0) : bounds.get("end")]
+            known = all(isinstance(extent, int) for extent in dims)
+            self._measured[name] = _of_array(np.array(dims, np.int64)) if known else None
+        return self._measured[name]
 
     def _is_leaf(self, name: str, node: Node) -> bool:
         """Whether a tensor that a node computes is what expressions begin with."""
-        if node.is_onnx("Constant") or name in self._initializers:
-            return True
-        return node.is_onnx("Shape") and self._extents(node) is not None
+        if node.domain or node.op_type not in ("Constant", "Shape"):
+            return name in self._initializers
+        return node.op_type == "Constant" or self._extents(node) is not None
 
     def _producer(self, name: str) -> Node | None:
         position = self.producers.get(name)
@@ -181,24 +182,26 @@ class Constants:
 
     def follows(self, name: str) -> bool:
         """Whether a tensor follows from constants alone; it is not evaluated. A loop: expressions may be deep."""
-        pending = [name]
-        expanded: set[str] = set()
+        known = self._foldable
+        pending: list[tuple[str, Iterator[str]]] = [(name, iter((name,)))]
         while pending:
-            current = pending[-1]
-            if current in self._foldable:
+            current, operands = pending[-1]
+            for operand in operands:
+                if operand not in known:
+                    node = self._producer(operand)
+                    if node is None or self._is_leaf(operand, node):
+                        known[operand] = self.find(operand) is not None
+                    else:
+                        known[operand] = False  # until all of its operands are known; a cycle stays so
+                        if self._folds(node):
+                            pending.append((operand, filter(None, node.input)))
+                            break
+                if not known[operand]:
+                    return False  # nor does any that is pending: each waits for the next one
+            else:
+                known[current] = True
                 pending.pop()
-                continue
-            node = self._producer(current)
-            if node is None or self._is_leaf(current, node):
-                self._foldable[pending.pop()] = self.find(current) is not None
-            elif any(self._foldable.get(i) is False for i in node.input) or not self._folds(node):
-                self._foldable[pending.pop()] = False
-            elif current not in expanded:
-                expanded.add(current)
-                pending.extend(i for i in node.input if i and i not in self._foldable)
-            else:  # what is still unknown of its inputs follows from itself: a cycle
-                self._foldable[pending.pop()] = all(self._foldable.get(i) for i in node.input if i)
-        return self._foldable[name]
+        return True
 
     def computes(self, name: str) -> bool:
         """Whether the graph computes a constant, and does more than to move the elements of another one."""
@@ -234,6 +237,8 @@ class Constants:
             return None
         if value.size > _LARGEST:
             return None
+        if value.size <= _REMEMBERED:
+            return _of_array(value)
         data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
         return Constant(value.shape, data_type, lambda: self._evaluate(name))
 

@@ -391,7 +391,7 @@ class _Sampled(Constants):
     """Admitted operators, and those of their operands that must not depend on the number of images."""
 
     def __init__(self, scope: Scope, symbol: str, count: int, images: _Images) -> None:
-        vars(self).update(vars(scope.constants), _found={}, _foldable={}, _values={})
+        vars(self).update(vars(scope.constants))
         self._pure = scope.constants
         self._images = images
 
@@ -399,7 +399,7 @@ class _Sampled(Constants):
             shape = scope.shape_of(tensor)
             return shape and tuple(count if extent == symbol else extent for extent in shape)
 
-        self._shape_of = shape_of
+        self._know(shape_of, scope.type_of)
 
     def _look_up(self, name: str) -> Constant | None:
         return self._pure.find(name) if self._pure.follows(name) else super()._look_up(name)

@@ -20,6 +20,7 @@ from repfuse.explain import refusals
 from repfuse.extents import write_out
 from repfuse.groups import Groups
 from repfuse.merges import Merge
+from repfuse.nodes import read
 from repfuse.patch import Patch
 from repfuse.patterns import CATCH_ALL, Pattern, load_patterns, match, select
 from repfuse.plan import SLOWER, Place, Plan, Region, place_of, regions
@@ -29,7 +30,7 @@ from repfuse.rewrite import rewrite
 from repfuse.settle import Refused, settle
 from repfuse.storage import Spill
 from repfuse.topology import topology
-from repfuse.view import scopes
+from repfuse.view import Scope, scopes
 from repfuse.window import Refusal
 
 if TYPE_CHECKING:
@@ -203,25 +204,26 @@ def _fuse_in_place(
     say: Callable[[str], None],
 ) -> FuseResult:
     """Fuse a model, which is called `name` where it is found to be invalid."""
-    model_io.refuse_invalid(model, name)
     try:
-        return _fused_in_place(model, spill, how, say)
+        graphs = scopes(model)
+        model_io.refuse_invalid(model, name, graphs[0].nodes)
+        return _fused_in_place(model, graphs, spill, how, say)
     except RepfuseError:
         raise
     except UnicodeDecodeError as error:
         raise BadInputError(f"{name}: not a valid ONNX model: a text in it is not UTF-8") from error
     except Exception:
-        model_io.refuse_invalid(model, name, strictly=True)
+        model_io.refuse_invalid(model, name, read(model.graph.node), strictly=True)
         raise
 
 
 def _fused_in_place(
     model: ModelProto,
+    graphs: Sequence[Scope],
     spill: Spill | None,
     how: _Choice,
     say: Callable[[str], None],
 ) -> FuseResult:
-    graphs = scopes(model)
     patch = Patch(model, graphs, spill)
     edits: list[Edit] = []
     remarks: list[Remark] = []

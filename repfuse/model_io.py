@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 
 from repfuse import external, shapes, storage, wire
 from repfuse.errors import BadInputError
+from repfuse.nodes import Node
 from repfuse.staging import PathLike, explained, staged
 
 OLDEST_OPSET = 7
@@ -76,12 +78,15 @@ def check(model: onnx.ModelProto, name: str) -> None:
         )
 
 
-def refuse_invalid(model: onnx.ModelProto, name: str, *, strictly: bool = False) -> None:
-    """Ask ONNX's checker about a model. `name` is what the message calls it.
+def refuse_invalid(
+    model: onnx.ModelProto, name: str, nodes: Sequence[Node], *, strictly: bool = False
+) -> None:
+    """Ask ONNX's checker about a model.
 
     Args:
         model: Its weights need not be in memory.
         name: What the message calls it.
+        nodes: The main graph's nodes.
         strictly: Whether operators' types and shapes must agree, which exporters sometimes get wrong.
 
     Raises:
@@ -95,8 +100,8 @@ def refuse_invalid(model: onnx.ModelProto, name: str, *, strictly: bool = False)
                 raise BadInputError(f"{name}: {storage.misfit(tensor)}")
         except ValueError as error:
             raise BadInputError(f"{name}: tensor '{tensor.name}': {error}") from error
-    _refuse_odd_names(model, name)
-    checked = shapes.structure(model)
+    _refuse_odd_names(model, name, nodes)
+    checked = shapes.structure(model, nodes)
     for entry in (*checked.graph.input, *checked.graph.output):
         # The checker insists on shapes, and on outputs' types; runtimes do without.
         if entry.type.WhichOneof("value") in (None, "tensor_type"):
@@ -116,19 +121,19 @@ def refuse_invalid(model: onnx.ModelProto, name: str, *, strictly: bool = False)
         raise BadInputError(f"{name}: not a valid ONNX model: {_first_line(error)}") from error
 
 
-def _refuse_odd_names(model: onnx.ModelProto, name: str) -> None:
+def _refuse_odd_names(model: onnx.ModelProto, name: str, nodes: Sequence[Node]) -> None:
     """Refuse names that are no text: protobuf gives them as bytes, or fails."""
     graph = model.graph
     names: set[str] = set()
     try:
         names.add(graph.name)
-        for node in graph.node:
+        for node in nodes:
             names.update((node.name, node.op_type, node.domain))
             names.update(node.input)
             names.update(node.output)
         for entries in (graph.input, graph.output, graph.value_info, graph.initializer):
             names.update(entry.name for entry in entries)
-        odd = any(not isinstance(each, str) for each in names)
+        odd = set(map(type, names)) != {str}
     except UnicodeDecodeError:
         odd = True
     if odd:

@@ -186,7 +186,7 @@ def _without_reduction(attributes: Attributes) -> None:
 
 def _range(inputs: Inputs, _: Attributes) -> Array:
     given = [_needed(inputs, slot) for slot in range(3)]
-    if not all(np.all(np.isfinite(each)) and np.all(each == np.trunc(each)) for each in given):
+    if not all(each.dtype.kind in "iu" or float(each.item()).is_integer() for each in given):
         raise UnmovableError("a range of numbers that are not whole")
     start, limit, step = map(int, given)
     _bounded([max(0, math.ceil((limit - start) / step)) if step else LARGEST + 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx
 from onnx import helper
@@ -88,7 +89,8 @@ def infer_types(
     """The main graph's tensors with their types and shapes, as `infer` finds them."""
     nodes = read(model.graph.node) if nodes is None else nodes
     try:
-        copy = structure(model, _Simplified(model.graph, integers, nodes))
+        simplified = _Simplified(model.graph, integers, nodes)
+        copy = structure(model, simplified.nodes, simplified.written)
         graph = onnx.shape_inference.infer_shapes(copy, data_prop=not _has_long_vectors(copy)).graph
     except (onnx.shape_inference.InferenceError, ValueError, MemoryError):
         return []  # what the model declares contradicts itself: nothing is known for sure
@@ -142,12 +144,23 @@ def _is_open(dim: onnx.TensorShapeProto.Dimension) -> bool:
     return not dim.HasField("dim_value") or dim.dim_value < 1
 
 
-def structure(model: onnx.ModelProto, simplified: _Simplified | None = None) -> onnx.ModelProto:
-    """A copy of the model, or of what is left of it, in which each large constant is an input of its shape."""
+def structure(
+    model: onnx.ModelProto,
+    nodes: Sequence[Node] | None = None,
+    written: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> onnx.ModelProto:
+    """A copy of the model in which each large constant is an input of its shape.
+
+    Args:
+        model: The model.
+        nodes: What to put in the place of the main graph's nodes, where they were read already or are others.
+        written: Vectors of integers that these need, by name.
+    """
     copy = onnx.ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
     )
     source, graph = model.graph, copy.graph
+    nodes = read(source.node) if nodes is None else nodes
     graph.name = source.name
     graph.input.extend(source.input)
     graph.output.extend(source.output)
@@ -159,29 +172,27 @@ def structure(model: onnx.ModelProto, simplified: _Simplified | None = None) -> 
     known = {entry.name for entry in source.input}
     for tensor in source.initializer:
         _add_constant(graph, tensor, tensor.name, known)
-    for name, values in simplified.written.items() if simplified else ():
+    for name, values in written.items():
         graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
     for sparse in source.sparse_initializer:
         if sparse.values.name not in known:
             kind = sparse.values.data_type
             graph.input.append(helper.make_tensor_value_info(sparse.values.name, kind, sparse.dims))
-    nodes = simplified.nodes if simplified else source.node
-    large = [node for node in nodes if node.op_type == "Constant" and _is_large(node)]
-    if large:
-        graph.node.extend(node for node in nodes if node.op_type != "Constant" or not _is_large(node))
-    else:
-        graph.node.extend(nodes)  # many times faster
-    for node in large:
-        _add_constant(graph, node.attribute[0].t, node.output[0], known)
+    kept = []
+    for node in nodes:
+        if node.op_type == "Constant" and _is_large(node):
+            _add_constant(graph, node.attribute[0].t, node.output[0], known)
+        else:
+            kept.append(node)
+    graph.node.extend([node.proto for node in kept])
     # What is inside other nodes is rarely large, and has no inputs that could take its place.
-    for node in graph.node:
-        if node.domain or node.op_type in CONTAINERS:
-            storage.fill_in([node])
+    holders = (at for at, node in enumerate(kept) if node.domain or node.op_type in CONTAINERS)
+    storage.fill_in(graph.node[at] for at in holders)
     storage.fill_in(node for function in copy.functions for node in function.node)
     return copy
 
 
-def _is_large(node: onnx.NodeProto) -> bool:
+def _is_large(node: Node) -> bool:
     first = node.attribute[0] if len(node.attribute) == 1 else None
     return first is not None and first.name == "value" and _large(first.t.dims)
 
@@ -198,7 +209,7 @@ class _Simplified:
     """
 
     def __init__(self, graph: onnx.GraphProto, integers: Integers, nodes: Sequence[Node]) -> None:
-        self.nodes: list[onnx.NodeProto] = []
+        self.nodes: list[Node] = []
         self.written: dict[str, Sequence[int]] = {}
         self._integers = integers
         producers = {name: node.op_type for node in nodes for name in node.output}
@@ -215,21 +226,21 @@ class _Simplified:
                 self.nodes.append(simple)
         self.nodes.reverse()
 
-    def _simple(self, node: Node) -> onnx.NodeProto:
+    def _simple(self, node: Node) -> Node:
         if node.domain:
-            return node.proto
+            return node
         if node.op_type in ("ScatterND", "ScatterElements"):
-            return helper.make_node("Identity", node.input[:1], node.output)
+            return Node(helper.make_node("Identity", node.input[:1], node.output))
         inputs = list(node.input)
         for slot in _INTEGERS.get(node.op_type, ()):
             if slot < len(inputs) and inputs[slot] in self._computed:
                 inputs[slot] = self._write(inputs[slot])
         if inputs == list(node.input):
-            return node.proto
+            return node
         written = onnx.NodeProto()
         written.CopyFrom(node.proto)
         written.input[:] = inputs
-        return written
+        return Node(written)
 
     def _write(self, name: str) -> str:
         stand_in = f"{name}/written_out"

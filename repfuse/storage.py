@@ -47,6 +47,8 @@ _PLAIN: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
     TensorProto.FLOAT16: "<f2",
     TensorProto.DOUBLE: "<f8",
+    TensorProto.INT32: "<i4",
+    TensorProto.INT64: "<i8",
 }
 """Types whose raw data numpy reads as they are: several times faster than asking onnx, for hundreds of tensors."""
 
