@@ -13,6 +13,7 @@ come in either order. To protect another one, add a row to `IDIOMS`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import permutations
 from typing import Any
 
@@ -80,11 +81,18 @@ def idiom_nodes(scope: Scope) -> Mapping[int, str]:
         if node.op_type not in _LAST:
             continue
         for name, expression in IDIOMS:
+            if node.op_type not in _operators(expression[0]):
+                continue
             match = next(_matches(scope, node.output[0], expression, ""), None)
             if match:
                 found.update({member: found.get(member, name) for member in match[1]})
                 break
     return found
+
+
+@cache
+def _operators(alternatives: str) -> frozenset[str]:
+    return frozenset(alternatives.split("|"))
 
 
 def _matches(scope: Scope, tensor: str, expression: Expression, x: str) -> Iterator[Match]:
@@ -98,12 +106,14 @@ def _matches(scope: Scope, tensor: str, expression: Expression, x: str) -> Itera
             yield tensor, frozenset()
         return
     position = scope.producer(tensor)
-    if position is None or scope.nodes[position].op_type not in expression[0].split("|"):
+    if position is None:
         return
     node = scope.nodes[position]
+    if node.op_type not in _operators(expression[0]):
+        return
     operands = tuple(expression[1:])
     for order in permutations(operands) if node.op_type in _COMMUTATIVE else [operands]:
-        for bound, nodes in _match_all(scope, tuple(node.input), order, x):
+        for bound, nodes in _match_all(scope, node.input, order, x):
             yield bound, nodes | {position}
 
 

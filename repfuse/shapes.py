@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import onnx
@@ -32,41 +31,42 @@ _LONG = 2**20
 """Elements."""
 
 
-@dataclass(frozen=True)
 class Facts:
-    """What is known of a graph's tensors without running it, by their names.
+    """What is known of a graph's tensors without running it, by their names; read when it is asked for."""
 
-    Attributes:
-        shapes: Of those whose rank is known.
-        types: `TensorProto` types.
-    """
-
-    shapes: Mapping[str, Shape]
-    types: Mapping[str, int]
+    def __init__(
+        self, entries: Iterable[onnx.ValueInfoProto] = (), constants: Iterable[onnx.TensorProto] = ()
+    ) -> None:
+        """Take what entries say, and of constants the types."""
+        self._entries = {entry.name: entry for entry in entries}
+        self._constants = {tensor.name: tensor for tensor in constants}
+        self._shapes: dict[str, Shape | None] = {}
 
     def shape_of(self, tensor: str) -> Shape | None:
         """A tensor's shape, None where it is unknown."""
-        return self.shapes.get(tensor)
+        if tensor not in self._shapes and tensor in self._entries:
+            self._shapes[tensor] = of_value(self._entries[tensor])
+        return self._shapes.get(tensor)
 
     def type_of(self, tensor: str) -> int:
         """A tensor's `TensorProto` type, 0 where it is unknown."""
-        return self.types.get(tensor, onnx.TensorProto.UNDEFINED)
+        if tensor in self._entries:
+            return self._entries[tensor].type.tensor_type.elem_type
+        known = self._constants.get(tensor)
+        return onnx.TensorProto.UNDEFINED if known is None else known.data_type
 
-    @staticmethod
-    def of(entries: Iterable[onnx.ValueInfoProto], constants: Iterable[onnx.TensorProto]) -> Facts:
-        """What entries say, and of constants the types."""
-        entries = list(entries)
-        found = {entry.name: shape for entry in entries if (shape := of_value(entry)) is not None}
-        types = {tensor.name: tensor.data_type for tensor in constants}
-        return Facts(found, types | {entry.name: entry.type.tensor_type.elem_type for entry in entries})
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of all tensors whose rank is known."""
+        return {name: shape for name in self._entries if (shape := self.shape_of(name)) is not None}
 
 
 def declared(graph: onnx.GraphProto) -> Facts:
     """What a graph says of its tensors by itself."""
-    return Facts.of(_entries(graph), graph.initializer)
+    return Facts(_entries(graph), graph.initializer)
 
 
-NOTHING = Facts({}, {})
+NOTHING = Facts()
 """What is known of a graph that nobody has looked at."""
 
 
@@ -80,7 +80,7 @@ def infer(
         integers: Gives the value of a constant that the graph computes, None where there is none.
         nodes: The graph's nodes, where they were read already.
     """
-    return Facts.of(infer_types(model, integers, nodes), model.graph.initializer)
+    return Facts(infer_types(model, integers, nodes), model.graph.initializer)
 
 
 def infer_types(
