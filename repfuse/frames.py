@@ -315,25 +315,22 @@ class _Run:
         )
         if not np.array_equal(numbers[box], root[source]) or np.count_nonzero(inside) != numbers[box].size:
             return other
-        border = self._border(numbers, inside)
-        if border is None or any((*begins[:2], *ends[:2])):
+        border = None if any((*begins[:2], *ends[:2])) else self._border(numbers, box[2:])
+        if border is None:
             return other
         axes = tuple(Axis(begin=b, end=e) for b, e in zip(begins[2:], ends[2:], strict=True))
         return _Frame(axes, border, self._unit)
 
-    def _border(self, numbers: Numbers, inside: NDArray[np.bool_]) -> Array | None:
-        """The one value that each channel's border holds, None if there are several."""
-        border = np.zeros(numbers.shape[1])
-        outside = ~inside
-        if outside.any():
-            values = np.concatenate(self._painted)[-numbers[outside]]
-            channels = np.broadcast_to(
-                np.arange(len(border)).reshape(-1, *[1] * (numbers.ndim - 2)), numbers.shape
-            )[outside]
-            border[channels] = values
-            if not np.array_equal(border[channels], values):  # also where one is not a number
-                return None
-        return border
+    def _border(self, numbers: Numbers, box: tuple[slice, ...]) -> Array | None:
+        """The one value that each channel holds around a box, None if there are several."""
+        outside = np.ones(numbers.shape[2:], bool)
+        outside[box] = False
+        values = np.concatenate(self._painted)[-numbers[:, :, outside]]
+        if not values.size:
+            return np.zeros(numbers.shape[1])
+        border: Array = values[0, :, 0]
+        # They differ, too, where one is not a number.
+        return border if np.array_equal(values, np.broadcast_to(border[:, None], values.shape)) else None
 
 
 class _Images:

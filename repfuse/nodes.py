@@ -61,7 +61,7 @@ class Node:
     @cached_property
     def graphs(self) -> Sequence[tuple[str, GraphProto]]:
         """The graphs that it carries as attributes, with the attributes' names."""
-        return () if self.is_onnx("Constant") else tuple(subgraphs(self.proto))
+        return () if self.is_onnx("Constant") else tuple(subgraphs(self))
 
     def is_onnx(self, op_type: str) -> bool:
         """Whether it is of this operator of ONNX's own set."""
@@ -73,7 +73,7 @@ def read(protos: Iterable[NodeProto]) -> Sequence[Node]:
     return [Node(proto) for proto in protos]
 
 
-def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+def subgraphs(node: Node | NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """The graphs that a node carries as attributes, with the attributes' names."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:

@@ -152,27 +152,28 @@ def _noted(model: ModelProto) -> tuple[bytes, list[TensorProto]]:
     if any(UnknownFieldSet(message) for message in (model, graph, *graph.initializer)):
         return model.SerializeToString(), lent
     try:
-        structure = _without(model, "graph")
+        structure = ModelProto()
+        _copy(model, structure, "graph")
     except UnicodeDecodeError:  # so does it with what is no text
         return model.SerializeToString(), lent
     if model.HasField("graph"):
-        structure.graph.CopyFrom(_without(graph, "initializer"))
+        _copy(graph, structure.graph, "initializer")
         for tensor in graph.initializer:
             data = tensor.raw_data
             if len(data) < LEAST or data.startswith(MARK):
                 structure.graph.initializer.append(tensor)
             else:
-                structure.graph.initializer.append(_without(tensor, "raw_data"))
-                structure.graph.initializer[-1].raw_data = Range("", len(lent), len(data)).note()
+                stand_in = structure.graph.initializer.add()
+                _copy(tensor, stand_in, "raw_data")
+                stand_in.raw_data = Range("", len(lent), len(data)).note()
                 lent.append(tensor)
     return structure.SerializeToString(), lent
 
 
-def _without(message: Any, field: str) -> Any:
-    """A copy of a message without one of its fields."""
-    copy = type(message)()
+def _copy(message: Any, copy: Any, without: str) -> None:
+    """Copy all fields of a message but one to another message."""
     for descriptor, value in message.ListFields():
-        if descriptor.name == field:
+        if descriptor.name == without:
             continue
         if hasattr(value, "CopyFrom"):
             getattr(copy, descriptor.name).CopyFrom(value)
@@ -180,7 +181,6 @@ def _without(message: Any, field: str) -> Any:
             setattr(copy, descriptor.name, value)
         else:
             getattr(copy, descriptor.name).extend(value)
-    return copy
 
 
 def _rebuilt(
@@ -253,6 +253,8 @@ def _delimited(content: bytes | mmap.mmap, start: int, stop: int) -> Iterator[tu
 
 def _number(content: bytes | mmap.mmap, at: int, stop: int) -> tuple[int, int]:
     """Read a base-128 varint; gives it and the position behind it."""
+    if at < stop and content[at] < 0x80:  # most are this short
+        return content[at], at + 1
     value = shift = 0
     while at < stop and shift < 70:
         byte = content[at]
