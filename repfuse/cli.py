@@ -106,10 +106,10 @@ Exit codes:
 @click.pass_context
 def fuse(ctx: click.Context, /, list_patterns: bool, **flags: Any) -> None:
     """Fuse one model: `repfuse IN.onnx OUT.onnx`."""
-    from repfuse import pipeline  # noqa: PLC0415
-
     if list_patterns:
-        pipeline.list_patterns(flags["patterns"])
+        from repfuse import listing  # noqa: PLC0415
+
+        listing.list_patterns(flags["patterns"])
         return
     if not flags["source"]:
         raise click.UsageError("name the model to read (IN.onnx)")
@@ -117,6 +117,8 @@ def fuse(ctx: click.Context, /, list_patterns: bool, **flags: Any) -> None:
         raise click.UsageError("name the file to write (OUT.onnx), or give --dry-run")
     if flags["tune_cache"] and not flags["tune"]:
         raise click.UsageError("--tune-cache is for --tune; give both")
+    from repfuse import pipeline  # noqa: PLC0415
+
     pipeline.run(pipeline.Options(command=typed(ctx), **flags))
 
 

@@ -17,13 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_constant_of_shape import ConstantOfShape
-from onnx.reference.ops.op_expand import Expand
-from onnx.reference.ops.op_range import Range
-from onnx.reference.ops.op_tile import Tile
+from onnx import TensorProto, helper
 
 from repfuse import moves, storage
 from repfuse.errors import BadInputError
@@ -43,12 +37,6 @@ _DOUBTFUL = {"BatchNormalization"}
 
 _CASTS = {"Cast", "Constant", "Identity"}
 """Operators that leave values what they are, if maybe of another type."""
-
-_LARGEST = 2**28
-"""Elements: a constant expression that is larger, or that something larger leads to, is left alone."""
-
-_SHAPE = 256
-"""Elements: a smaller constant may be a shape."""
 
 _REMEMBERED = 2**12
 """Elements: what an expression computes on the way is kept up to this size, since other expressions need it too."""
@@ -235,8 +223,6 @@ class Constants:
             raise
         except Exception:  # the evaluator raises whatever its operators' Python code raises
             return None
-        if value.size > _LARGEST:
-            return None
         if value.size <= _REMEMBERED:
             return _of_array(value)
         data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
@@ -246,17 +232,14 @@ class Constants:
         nodes, leaves = self._expression(name)
         if all(map(moves.evaluates, nodes)):
             return self._moved(name, nodes, leaves)
+        from repfuse import evaluation  # noqa: PLC0415  (importing that takes as long as all else together)
+
+        inputs = [helper.make_tensor_value_info(n, leaf.data_type, leaf.dims) for n, leaf in leaves.items()]
         graph = helper.make_graph(
-            [node.proto for node in nodes],
-            "expression",
-            [helper.make_tensor_value_info(n, leaf.data_type, leaf.dims) for n, leaf in leaves.items()],
-            [helper.make_empty_tensor_value_info(name)],
+            [node.proto for node in nodes], "expression", inputs, [helper.make_empty_tensor_value_info(name)]
         )
-        model = helper.make_model(graph, opset_imports=self.opset_imports)
-        feeds: dict[str, Any] = {n: leaf.read() for n, leaf in leaves.items()}
-        _refuse_growth(model, feeds)
-        outputs: list[Any] = list(ReferenceEvaluator(model, new_ops=_LIMITED).run(None, feeds))
-        return np.asarray(outputs[0])
+        feeds = {n: leaf.read() for n, leaf in leaves.items()}
+        return evaluation.evaluate(helper.make_model(graph, opset_imports=self.opset_imports), feeds)
 
     def _moved(self, name: str, nodes: Sequence[Node], leaves: Mapping[str, Constant]) -> NDArray[np.generic]:
         values = {n: leaf.read() for n, leaf in leaves.items()}
@@ -288,45 +271,6 @@ class Constants:
                 needed[position] = node
                 pending.extend(i for i in node.input if i)
         return [needed[position] for position in sorted(needed)], leaves
-
-
-def _refuse_growth(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -> None:
-    """Raise MemoryError where a tensor on the way is known to become too large, before it does."""
-    known = onnx.ModelProto()
-    known.CopyFrom(model)
-    small = {name: value for name, value in feeds.items() if value.size <= _SHAPE}
-    known.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in small.items())
-    try:
-        inferred = onnx.shape_inference.infer_shapes(known)
-    except onnx.shape_inference.InferenceError:
-        return  # it cannot be told; what cannot be computed either is found out soon
-    for entry in inferred.graph.value_info:
-        extents = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
-        _refuse_size(math.prod(extents))
-
-
-def _refuse_size(elements: Any) -> None:
-    if elements > _LARGEST:
-        raise MemoryError(f"a constant of {elements} elements")
-
-
-def _limited(operator: Any, elements: Callable[..., Any]) -> type[OpRun]:
-    """A reference implementation that refuses to make more than `elements` of its inputs."""
-
-    def run(self: Any, *inputs: Any, **given: Any) -> Any:
-        _refuse_size(elements(*inputs))
-        return operator._run(self, *inputs, **given)
-
-    return type(operator.__name__, (operator,), {"op_domain": "", "_run": run})
-
-
-_LIMITED = [
-    _limited(ConstantOfShape, lambda shape: math.prod(map(int, shape))),
-    _limited(Expand, lambda data, shape: math.prod(map(int, shape))),
-    _limited(Range, lambda start, end, step: abs((float(end) - float(start)) / float(step)) if step else 0),
-    _limited(Tile, lambda data, repeats: data.size * math.prod(map(int, repeats))),
-]
-"""Operators whose outputs are as large as numbers in a file say."""
 
 
 def as_cast(node: onnx.NodeProto, data_type: int) -> onnx.NodeProto:

@@ -23,7 +23,6 @@ from repfuse.errors import BadInputError, VerificationError
 from repfuse.fusion import FuseResult
 from repfuse.fusion import fuse_file as fuse
 from repfuse.inputs import Range, load_input_data, parse_input_range, parse_input_shape, resolve_inputs
-from repfuse.patterns import load_patterns
 from repfuse.plan import Plan
 from repfuse.remarks import Edit, refuse_invalid
 from repfuse.report import Report
@@ -88,15 +87,6 @@ class Options:
     command: str = ""
     quiet: bool = False
     verbose: bool = False
-
-
-def list_patterns(names: Sequence[str]) -> None:
-    """Print the patterns that come with repfuse, and those of the .toml files among `names`.
-
-    Raises:
-        BadInputError: A file is no pattern.
-    """
-    Voice().say(report.patterns(load_patterns([name for name in names if name.endswith(".toml")])))
 
 
 def run(options: Options) -> None:

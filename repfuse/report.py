@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from repfuse.bench import Benchmark
@@ -25,7 +24,6 @@ from repfuse.comparison import OutputCheck
 from repfuse.culprit import BadBlock
 from repfuse.figures import Row, changed_by, counted, figure_table, milliseconds, si, two_columns
 from repfuse.int8 import BlockNoise
-from repfuse.patterns import Pattern
 from repfuse.plain import as_plain
 from repfuse.remarks import Edit, Outcome, Remark
 from repfuse.stats import Stats
@@ -246,17 +244,6 @@ def ending(report: Report) -> RenderableType:
     if not report.edits:
         return Text(f"Wrote {report.target}, a copy of {report.source}")
     return Text(f"Wrote {report.target}" + ("" if report.verification else ", not verified"))
-
-
-def patterns(known: Iterable[Pattern]) -> RenderableType:
-    """The block families, one after the other."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for pattern in known:
-        table.add_row(Text(pattern.slug, "bold"), Text(f"{pattern.name}: {pattern.summary}"))
-        for line in (", ".join(pattern.families), pattern.paper):
-            if line:
-                table.add_row("", Text(line, "dim"))
-    return table
 
 
 def as_dict(report: Report, version: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -42,7 +41,7 @@ def staged(path: PathLike) -> Iterator[Path]:
     with explained(target, "written"):
         if target.is_dir():
             raise BadInputError(f"{target}: is a folder; name a file")
-    folder = target.parent / f".{target.name}.repfuse-{secrets.token_hex(4)}"
+    folder = target.parent / f".{target.name}.repfuse-{os.urandom(4).hex()}"
     # Before there is anything to remove, so that there is no moment at which an interrupt could leave it behind.
     remove = atexit.register(partial(_remove, folder))
     try:

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import math
 import os
-import secrets
 import struct
 import sys
 from collections.abc import Iterable, Iterator
@@ -30,7 +29,7 @@ from repfuse.errors import BadInputError
 LEAST = 8192
 """Bytes: smaller data stay in the model. Shape inference needs those of up to 256 elements."""
 
-MARK = secrets.token_bytes(16)
+MARK = os.urandom(16)
 """How a note begins."""
 
 _FIXED = struct.Struct("<QQQ")

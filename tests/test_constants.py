@@ -283,7 +283,7 @@ def test_only_what_is_asked_for_is_evaluated_and_it_is_found_once(monkeypatch: p
             evaluated.append([each.op_type for each in proto.graph.node])
             super().__init__(proto, **given)
 
-    monkeypatch.setattr("repfuse.constants.ReferenceEvaluator", Spy)
+    monkeypatch.setattr("repfuse.evaluation.ReferenceEvaluator", Spy)
     nodes = [
         node("Sqrt", ["v"], ["a"]),
         node("Exp", ["v"], ["never"]),

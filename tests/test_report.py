@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from repfuse import report
+from repfuse import listing, report
 from repfuse.bench import Benchmark
 from repfuse.comparison import OutputCheck
 from repfuse.patterns import load_patterns
@@ -196,7 +196,7 @@ def test_everything_fits_the_terminal(width: int) -> None:
         report.sizes(STATS, STATS),
         report.errors(replace(VERIFICATION, checks=(CHECK, replace(CHECK, output="/a/long/name" * 9)))),
         report.latency([FASTER, replace(FASTER, backend="OpenVINO 2026.4.1", high=0.9, low=0.8)]),
-        report.patterns(load_patterns()),
+        listing.table(load_patterns()),
     ]
     for part in parts:
         shown = text(part, width)
@@ -206,7 +206,7 @@ def test_everything_fits_the_terminal(width: int) -> None:
 
 
 def test_every_pattern_is_listed() -> None:
-    shown = text(report.patterns(load_patterns()))
+    shown = text(listing.table(load_patterns()))
     for pattern in load_patterns():
         assert f"{pattern.slug} " in shown
         assert pattern.summary in shown

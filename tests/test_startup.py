@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import onnx
 import pytest
+from commandline import model
+from onnx import helper
 
 HEAVY = ("onnxruntime", "openvino", "onnx", "onnx_graphsurgeon", "numpy", "rich", "google.protobuf")
 
@@ -33,8 +37,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert imported(*arguments) & {*HEAVY} == set()
 
 
-def test_listing_patterns_imports_no_runtime() -> None:
-    assert imported("--list-patterns") & {"onnxruntime", "openvino"} == set()
+def test_listing_patterns_imports_nothing_heavy() -> None:
+    assert imported("--list-patterns") & {*HEAVY} - {"rich"} == set()
+
+
+def test_checking_imports_neither_a_runtime_nor_the_reference_implementation(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(model(helper.make_node("Relu", ["x"], ["y"], "relu")), path)
+    assert imported("check", str(path)) & {"onnxruntime", "openvino", "onnx.reference"} == set()
 
 
 def test_importing_repfuse_imports_nothing_heavy() -> None:
