@@ -33,6 +33,9 @@ from repfuse.errors import BadInputError, RepfuseError
 ModelSource = onnx.ModelProto | str | os.PathLike[str]
 """A model: itself, or the path of its file. Above 2 GB only a path works."""
 
+Loadable = ModelSource | bytes
+"""What a runtime can load: a model, or its file's contents."""
+
 Array = npt.NDArray[Any]
 
 Feeds = Mapping[str, Array]
@@ -84,7 +87,7 @@ class Backend(Protocol):
     def title(self) -> str:
         """What to call it in a report, with its version."""
 
-    def load(self, model: ModelSource, *, threads: int) -> Session:
+    def load(self, model: Loadable, *, threads: int) -> Session:
         """Prepare a model to run on the CPU with so many threads.
 
         Raises:
@@ -113,7 +116,7 @@ class OnnxRuntime:
 
         return f"ONNX Runtime {onnxruntime.__version__}" + ("" if self.optimize else " (not optimizing)")
 
-    def load(self, model: ModelSource, *, threads: int) -> OrtSession:
+    def load(self, model: Loadable, *, threads: int) -> OrtSession:
         """Prepare a model to run; see `Backend.load`."""
         import onnxruntime as ort  # noqa: PLC0415
 
@@ -127,7 +130,7 @@ class OnnxRuntime:
         if self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = str(self.profile)
-        source = _file_or_bytes(model)
+        source = file_or_bytes(model)
         with _explained(self):
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         outputs = session.get_outputs()
@@ -226,9 +229,9 @@ class OpenVINO:
 
         return f"OpenVINO {openvino.__version__.split('-')[0]}"
 
-    def load(self, model: ModelSource, *, threads: int) -> Session:
+    def load(self, model: Loadable, *, threads: int) -> Session:
         """Prepare a model to run; see `Backend.load`."""
-        return self.load_as(_file_or_bytes(model), structure(model).graph, threads=threads)
+        return self.load_as(file_or_bytes(model), structure(model).graph, threads=threads)
 
     def load_as(self, source: str | bytes, graph: onnx.GraphProto, *, threads: int) -> Session:
         """Prepare something that OpenVINO made of a graph, such as its own IR, to run in the graph's place.
@@ -361,15 +364,15 @@ def backends_named(name: str) -> list[Backend]:
     return [backend for backend in chosen if backend.name != "openvino" or openvino_is_here]
 
 
-def structure(model: ModelSource) -> onnx.ModelProto:
-    """Read a model without its large weights. A ModelProto is handed back as it is.
+def structure(model: Loadable) -> onnx.ModelProto:
+    """Read a model without its large weights. A ModelProto is handed back as it is, contents are read whole.
 
     Raises:
         BadInputError: There is no such file, or it is not an ONNX file.
     """
     if isinstance(model, onnx.ModelProto):
         return model
-    return model_io.structure(model)
+    return onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model_io.structure(model)
 
 
 def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -379,11 +382,18 @@ def fed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [entry for entry in graph.input if entry.name not in initial]
 
 
-def _file_or_bytes(model: ModelSource) -> str | bytes:
+def file_or_bytes(model: Loadable) -> str | bytes:
+    """A model as another process, or a runtime, can take it: the absolute path of its file, or its contents.
+
+    Raises:
+        BadInputError: There is no such file, or the model is too large to hand over but by its path.
+    """
+    if isinstance(model, bytes):
+        return model
     if not isinstance(model, onnx.ModelProto):
         if not Path(model).is_file():
             raise BadInputError(f"{model}: no such file")
-        return str(Path(model))
+        return str(Path(model).absolute())
     try:
         return model.SerializeToString()
     except Exception as error:  # protobuf raises ValueError, EncodeError or its own Error, by version

@@ -1,7 +1,11 @@
-"""Which of two models is faster on a backend, and how sure that is."""
+"""Which of two models is faster on a backend, and how sure that is.
+
+Both run in one process, which is not this one: whatever this one does and holds has no part in the figures.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from repfuse import convert, ratios
-from repfuse.backends import Array, backends_named
+from repfuse.backends import Array, Backend, BackendError, Feeds, Loadable, backends_named, file_or_bytes
+from repfuse.child import Child, CrashError, Tell
 from repfuse.errors import BadInputError
 from repfuse.feeds import make_inputs
 from repfuse.inputs import Range
@@ -91,7 +96,7 @@ def benchmark(
 
     Raises:
         BadInputError: There is no such backend, or the inputs do not fit the model.
-        BackendError: The backend cannot run one of the models.
+        BackendError: The backend cannot run one of the models, or crashes.
     """
     if backend == "all":
         raise BadInputError("one backend is measured at a time; name it: ort or openvino")
@@ -101,19 +106,33 @@ def benchmark(
         original, count=1, seed=seed, shapes=input_shapes, data=input_data, ranges=input_ranges
     )
 
-    def tell(number: int, loads: int) -> None:
-        if on_progress:
-            on_progress(f"{runtime.title}: measuring latency ({number} of {loads})")
+    models = (file_or_bytes(original), file_or_bytes(other))
+    say = on_progress or (lambda _: None)
+    try:
+        loads = Child().call(_timed, runtime, models, feed, threads, seconds, rounds, tell=say)
+    except CrashError as error:
+        raise BackendError(f"{runtime.title}: it {error} while both models were measured") from error
+    return summarize(loads, backend=runtime.title)
 
-    loads = interleave(
-        [lambda: runtime.load(original, threads=threads), lambda: runtime.load(other, threads=threads)],
+
+def _timed(
+    runtime: Backend,
+    models: Sequence[Loadable],
+    feed: Feeds,
+    threads: int,
+    seconds: float,
+    rounds: int | None,
+    tell: Tell,
+) -> list[Load]:
+    """Time models in this process."""
+    return interleave(
+        [functools.partial(runtime.load, model, threads=threads) for model in models],
         feed,
         threads=threads,
         seconds=seconds,
         rounds=rounds,
-        on_load=tell,
+        on_load=lambda number, loads: tell(f"{runtime.title}: measuring latency ({number} of {loads})"),
     )
-    return summarize(loads, backend=runtime.title)
 
 
 def all_threads() -> int:

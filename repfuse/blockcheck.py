@@ -135,7 +135,7 @@ class _Block:
         read = {name for node in added for name in node.input}
         # All that the new nodes do not compute and that was there before; what is left are their weights.
         self._inputs = frozenset(
-            name for name in read - made if name in original and not original.is_constant(name)
+            name for name in read - made if name in original and name not in original.constants
         )
         before = original.between(self._inputs, edit.output)
         self._before = before.wide() if before else None
@@ -361,7 +361,7 @@ class _Conv:
         part: The node, and what adds its bias, with what was rounded off weight and bias at most in place of
             these.
         shift: What is added to the source first, in the model's own type; zero for nothing.
-        sizes: The node alone, with the magnitudes of its weight, no bias and no padding.
+        weight: Of the node, in the model's own type.
     """
 
     source: str
@@ -375,7 +375,7 @@ class _Conv:
     rows: tuple[int, ...]
     part: Part
     shift: Array
-    sizes: Part
+    weight: Array
 
     @staticmethod
     def of(
@@ -415,14 +415,7 @@ class _Conv:
                 around.imports,
             ),
             shift=around.constants[add.input[1]] if add else np.zeros(1),
-            sizes=Part(
-                [_unpadded(node)],
-                {
-                    name: abs(wide(around.constants[name])) * (slot == 0)
-                    for slot, name in enumerate(node.input[1:])
-                },
-                around.imports,
-            ),
+            weight=around.constants[node.input[1]],
         )
 
     @property
@@ -471,8 +464,12 @@ class _Conv:
         """What rounding the shift may change at most: if it does so at each tap, in the padding or not."""
         if not np.any(self.shift):
             return 0.0
+        node = self.part.nodes[0]
+        constants = {name: np.zeros(self.part.constants[name].shape) for name in node.input[2:]}
+        constants[node.input[1]] = abs(wide(self.weight))
         padded = source.shape[2:] + self.begins + self.ends
-        return self._run(self.sizes, np.broadcast_to(_half_ulp(self.shift), (*source.shape[:2], *padded)))
+        rounded_off = np.broadcast_to(_half_ulp(self.shift), (*source.shape[:2], *padded))
+        return self._run(Part([_unpadded(node)], constants, self.part.imports), rounded_off)
 
     @staticmethod
     def _run(part: Part, values: Array) -> Array:
@@ -509,6 +506,8 @@ def _rounded_off(added: Sequence[NodeProto], after: Part) -> Part:
 
 def _to_the(power: int, part: Part) -> Part:
     """A part whose weights are raised to a power; shapes and axes are not."""
+    if power == 1:
+        return part
     constants = {
         name: value**power if value.dtype.kind == "f" else value for name, value in part.constants.items()
     }
@@ -531,8 +530,11 @@ def _units(expected: Array, actual: Array, bound: Array) -> float:
 def _half_ulp(values: Array) -> Array:
     """Half the distance between neighbours of a value's type, the most that rounding to it can change."""
     bits, least = _PRECISION[values.dtype.name]
-    _, exponents = np.frexp(wide(values))
-    return np.asarray(np.ldexp(0.5, np.maximum(exponents - bits, least)))
+    # The exponent's bits alone are the power of two below a value; of numbers that have fewer digits, zero.
+    exponent = np.asarray(np.inf, values.dtype).view(f"u{values.dtype.itemsize}")
+    powers = wide((values.view(exponent.dtype) & exponent).view(values.dtype))
+    powers *= 2.0**-bits
+    return np.asarray(np.maximum(powers, 2.0 ** (least - 1), out=powers))
 
 
 def _largest_of_rows(values: Sequence[Array]) -> Any:

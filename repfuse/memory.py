@@ -8,17 +8,14 @@ profile says, in recent versions (1.32 does), how many bytes nodes have asked fo
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repfuse.backends import BackendError, Feeds, OnnxRuntime, Session, backends_named
+from repfuse.child import Child, CrashError
 
 RUNS = 3
 """What is allocated in the first run may be rearranged in the second, and stays as it is from then on."""
@@ -53,31 +50,10 @@ def measure_memory(model: Path, feeds: Feeds, *, backend: str, threads: int = 1)
     Raises:
         BackendError: The backend cannot run the model, or the process ended before it was done.
     """
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-m", "repfuse.memory"],
-        input=pickle.dumps((str(model.absolute()), dict(feeds), backend, threads)),
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        check=False,
-    )
-    if done.returncode != 0:
-        raise BackendError(
-            f"measuring the memory that {model.name} takes failed: its process ended with {done.returncode}"
-        )
-    answer = json.loads(done.stdout.splitlines()[-1])
-    if "error" in answer:
-        raise BackendError(answer["error"])
-    return Memory(**answer)
-
-
-def _main() -> None:
-    """Answer in JSON on standard output what `measure_memory` asks for on standard input."""
-    model, feeds, backend, threads = pickle.load(sys.stdin.buffer)
     try:
-        print(json.dumps(asdict(_measure_here(model, feeds, backend, threads))))
-    except BackendError as error:
-        print(json.dumps({"error": str(error)}))
+        return Child().call(_measure_here, str(model.absolute()), dict(feeds), backend, threads)
+    except CrashError as error:
+        raise BackendError(f"measuring the memory that {model.name} takes failed: it {error}") from error
 
 
 def _measure_here(model: str, feeds: Feeds, backend: str, threads: int) -> Memory:
@@ -137,7 +113,3 @@ def activations_of(events: Iterable[Mapping[str, Any]]) -> int | None:
         return None
     first, delta = counted[0]
     return max(in_use for in_use, _ in counted) - (first - delta)
-
-
-if __name__ == "__main__":
-    _main()

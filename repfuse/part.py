@@ -5,6 +5,7 @@ Nothing here knows what repfuse makes of a node: this is what the judge of its w
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,9 +56,14 @@ class Graph:
     def __contains__(self, tensor: str) -> bool:
         return tensor in self._names
 
-    def is_constant(self, tensor: str) -> bool:
-        """Whether a tensor follows from constants alone."""
-        return self.between(frozenset(), tensor) is not None
+    @functools.cached_property
+    def constants(self) -> frozenset[str]:
+        """Tensors that follow from constants alone; of others' extents those are known that are static."""
+        known = {"", *self._initializers}
+        for node in self.nodes:
+            if known.issuperset(node.input) or (node.op_type == "Shape" and self._extents(node) is not None):
+                known.update(node.output)
+        return frozenset(known)
 
     def between(self, inputs: frozenset[str], output: str) -> Part | None:
         """The part that computes `output` from `inputs` and constants; None if it needs more than these.
@@ -242,7 +248,7 @@ def wide(values: Array) -> Array:
 
 
 class Conv(ReferenceConv):
-    """Tap by tap: the reference implementation copies each element once for each tap, group after group."""
+    """Columns of several images at once: the reference implementation goes through images and groups one by one."""
 
     def _run(  # type: ignore[override]
         self, x: Array, w: Array, b: Array | None = None, **geometry: Any
@@ -258,16 +264,41 @@ class Conv(ReferenceConv):
         padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[: len(taps)], pads[len(taps) :], strict=True)])
         spare = np.subtract(padded.shape[2:], np.multiply(dilations, np.subtract(taps, 1)) + 1)
         outputs = spare // strides + 1
-        weight = np.moveaxis(w, range(2, w.ndim), range(len(taps)))  # a matrix for each tap, in one piece
-        weight = np.ascontiguousarray(weight).reshape(*taps, geometry["group"], -1, w.shape[1])
-        total: Array = np.zeros((len(x), *weight.shape[-3:-1], outputs.prod()), np.result_type(x, w))
+        windows = []
         for tap in np.ndindex(taps):
             steps = zip(np.multiply(tap, dilations), outputs, strides, strict=True)
-            window: Any = (..., *(slice(i, i + (n - 1) * s + 1, s) for i, n, s in steps))
-            maps = padded[window].reshape(len(x), -1, w.shape[1], outputs.prod())
-            total += weight[tap] * maps if w.shape[1] == 1 else weight[tap] @ maps
+            windows.append((..., *(slice(i, i + (n - 1) * s + 1, s) for i, n, s in steps)))
+        convolved = _depthwise if w.shape[1] == 1 else _dense
+        total = convolved(padded, w.reshape(geometry["group"] or 1, -1, w.shape[1], len(windows)), windows)
         total = total.reshape(len(x), len(w), *outputs)
         return (total if b is None else total + b.reshape(-1, *ones),)
+
+
+def _dense(maps: Array, weight: Array, windows: Sequence[Any]) -> Array:
+    """A product of matrices for each group and a few images: taps are columns, in the order of the weight's."""
+    group, _, width, taps = weight.shape
+    matrix = weight.reshape(group, -1, width * taps)
+    step = max(1, _COLUMNS // (taps * maps[0].size))
+    total = []
+    for first in range(0, len(maps), step):
+        channels = maps[first : first + step].swapaxes(0, 1)
+        columns = np.stack([channels[window] for window in windows], 1)
+        product = matrix @ columns.reshape(group, width * taps, -1)
+        total.append(product.reshape(-1, channels.shape[1], math.prod(columns.shape[3:])).swapaxes(0, 1))
+    return np.concatenate(total)
+
+
+def _depthwise(maps: Array, weight: Array, windows: Sequence[Any]) -> Array:
+    """Tap by tap."""
+    total: Any = 0.0
+    for tap, window in enumerate(windows):
+        channels = maps[window].reshape(len(maps), len(weight), 1, -1)
+        total = total + weight[..., tap] * channels
+    return np.asarray(total)
+
+
+_COLUMNS = 2**21
+"""Elements of columns that are made at once, so that they stay near the processor."""
 
 
 class ConvTranspose(OpRun):

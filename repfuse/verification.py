@@ -2,18 +2,30 @@
 
 The original is run once for each backend, and once more for each optimization level, which shows how far it
 differs from itself; then any number of other models can be held against it. What the figures mean is
-`repfuse.comparison`'s part.
+`repfuse.comparison`'s part. Runtimes run in a process of their own, since a model can crash them.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from repfuse import convert
-from repfuse.backends import Array, Backend, BackendError, ModelSource, OnnxRuntime, backends_named
+from repfuse.backends import (
+    Array,
+    Backend,
+    BackendError,
+    Feeds,
+    Loadable,
+    ModelSource,
+    OnnxRuntime,
+    backends_named,
+    file_or_bytes,
+)
+from repfuse.child import Child, CrashError, Tell
 from repfuse.comparison import OutputCheck, Results, compare, noise_floors
 from repfuse.errors import BadInputError
 from repfuse.feeds import make_inputs
@@ -24,6 +36,14 @@ if TYPE_CHECKING:
 
 FEEDS = 3
 """Inputs shown to each model: with three, one odd one does not decide what the movement is."""
+
+PATIENCE = 3600.0
+"""Seconds that loading and running the original may take on a backend before it counts as a loop."""
+
+_SLOWER = 10
+"""The fused model may take so many times as long as the original, and a minute."""
+
+_LOADED = "loaded"
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,8 @@ class Verifier:
         self._threads = threads
         self._say = on_progress or (lambda _: None)
         self._backends = backends_named(backends)
+        self._child = Child()
+        self._seconds: dict[Backend, float] = {}
         self._inputs = resolve_inputs(before, shapes=input_shapes, data=input_data, ranges=input_ranges)
         self._feeds = make_inputs(
             before, count=FEEDS, seed=seed, shapes=input_shapes, data=input_data, ranges=input_ranges
@@ -124,15 +146,22 @@ class Verifier:
 
     def _run(self, backend: Backend, model: ModelSource, called: str) -> Results | BackendNote:
         self._say(f"{backend.title}: {called} model")
+        told: list[str] = []
+        given = (backend, file_or_bytes(model), self._feeds, self._threads)
+        limit = _limit(self._seconds.get(backend))
+        started = time.monotonic()
         try:
-            session = backend.load(model, threads=self._threads)
+            results = self._child.call(_outputs, *given, tell=told.append, seconds=limit)
+        except CrashError as error:
+            return BackendNote(
+                backend.title, f"it {error} while {'running' if told else 'loading'} the {called} model"
+            )
         except BackendError as error:
-            return _note(backend, error)
-        try:
-            return [session.run(feed) for feed in self._feeds]
-        except BackendError as error:
-            note = _note(backend, error)
-        if called == "original" and any(entry.chosen for entry in self._inputs):
+            note = BackendNote(backend.title, str(error).removeprefix(f"{backend.title}: "))
+        else:
+            self._seconds.setdefault(backend, time.monotonic() - started)
+            return results
+        if called == "original" and told and any(entry.chosen for entry in self._inputs):
             raise BadInputError(self._unrunnable([note]))
         return note
 
@@ -146,8 +175,16 @@ class Verifier:
         return message
 
 
-def _note(backend: Backend, error: BackendError) -> BackendNote:
-    return BackendNote(backend.title, str(error).removeprefix(f"{backend.title}: "))
+def _limit(original: float | None) -> float:
+    """How many seconds a model may take: by what the original took, if that was run."""
+    return PATIENCE if original is None else _SLOWER * original + 60
+
+
+def _outputs(backend: Backend, model: Loadable, feeds: Sequence[Feeds], threads: int, tell: Tell) -> Results:
+    """Every output for each feed; tells when the model is loaded."""
+    session = backend.load(model, threads=threads)
+    tell(_LOADED)
+    return [session.run(feed) for feed in feeds]
 
 
 def verify(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from repfuse.backends import BackendError
+from repfuse import bench
+from repfuse.backends import BackendError, OnnxRuntime
 from repfuse.bench import all_threads, benchmark, summarize
 from repfuse.errors import BadInputError
 from repfuse.interleave import LEAST_LOADS, LEAST_ROUNDS, Load, Run
@@ -95,3 +98,20 @@ def test_rounds_may_be_counted_instead():
 
 def test_there_is_a_processor():
     assert all_threads() >= 1
+
+
+@dataclass(frozen=True)
+class Doomed(OnnxRuntime):
+    """A backend that crashes."""
+
+    title = "Doomed 1.0"
+
+    def load(self, model, *, threads):
+        os.abort()
+
+
+def test_a_backend_that_crashes_is_an_error(monkeypatch):
+    monkeypatch.setattr(bench, "backends_named", lambda _: [Doomed()])
+    message = r"^Doomed 1\.0: it crashed \(signal 6, SIGABRT\) while both models were measured$"
+    with pytest.raises(BackendError, match=message):
+        benchmark(model(1), model(1), rounds=1)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
+import time
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
 import pytest
+from commandline import repfuse
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from repfuse import verification
-from repfuse.backends import BackendError, OnnxRuntime, OpenVINO
+from repfuse.backends import BackendError, OnnxRuntime, OrtSession, structure
 from repfuse.comparison import OutputCheck
 from repfuse.errors import BadInputError
 from repfuse.verification import FEEDS, verify
@@ -430,20 +435,27 @@ def test_an_original_that_nothing_runs_is_bad_input():
         verify(unknown(), unknown())
 
 
+@dataclass(frozen=True)
 class Stub:
-    """A backend that gives what it is told to, or refuses."""
+    """A backend that refuses, or gives what ONNX Runtime does, times something. Processes hand it to each other."""
 
-    def __init__(self, name, give=None):
-        self.name = self.title = name
-        self.give = give
+    title: str
+    factor: float | None = None
+    name: ClassVar[str] = "stub"
 
-    def load(self, proto, *, threads):
-        if self.give is None:
+    def load(self, model, *, threads):
+        if self.factor is None:
             raise BackendError(f"{self.title}: does not know Foo")
-        return self
+        return StubSession(OnnxRuntime().load(model, threads=threads), self.factor)
+
+
+@dataclass(frozen=True)
+class StubSession:
+    session: OrtSession
+    factor: float
 
     def run(self, feeds):
-        return {"y": self.give(feeds["x"])}
+        return {name: value * np.float32(self.factor) for name, value in self.session.run(feeds).items()}
 
 
 def stubbed(monkeypatch, *stubs):
@@ -459,19 +471,118 @@ def test_a_backend_that_cannot_run_the_original_is_skipped(monkeypatch):
 
 
 def test_the_noise_floor_is_the_largest_difference_of_the_original_with_itself(monkeypatch):
-    honest = OnnxRuntime().load(network(), threads=1)
-    off = Stub("Coarse 1.0", lambda x: honest.run({"x": x})["y"] * np.float32(1 + 1e-4))
-    checks = stubbed(monkeypatch, OnnxRuntime(), off).checks
+    checks = stubbed(monkeypatch, OnnxRuntime(), Stub("Coarse 1.0", 1 + 1e-4)).checks
     assert [check.noise_floor for check in checks] == [pytest.approx(1e-4, rel=0.05)] * 2
     assert [check.tolerance for check in checks] == [pytest.approx(1e-3, rel=0.05)] * 2
     assert [check.error for check in checks] == [0, 0]
 
 
 def test_runs_that_cannot_be_compared_are_no_noise(monkeypatch):
-    checks = stubbed(
-        monkeypatch, OnnxRuntime(), Stub("Broken 1.0", lambda x: np.full((1, 4, 16, 16), np.nan, np.float32))
-    )
-    assert all(check.noise_floor < 1e-6 for check in checks.checks)
+    checks = stubbed(monkeypatch, OnnxRuntime(), Stub("Broken 1.0", math.nan)).checks
+    assert all(check.noise_floor < 1e-6 for check in checks)
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """A backend that crashes where a model has so many nodes, or does not come to an end."""
+
+    title: str
+    nodes: int
+    loading: bool = True
+    endless: bool = False
+    name: ClassVar[str] = "doomed"
+
+    def load(self, model, *, threads):
+        if len(structure(model).graph.node) == self.nodes:
+            if not self.loading:
+                return self
+            self.run({})
+        return OnnxRuntime().load(model, threads=threads)
+
+    def run(self, _):
+        if self.endless:
+            time.sleep(600)
+        signal.raise_signal(signal.SIGSEGV)
+
+
+BRANCHED, MERGED = 3, 1
+
+
+def held_against(monkeypatch, *backends):
+    monkeypatch.setattr(verification, "backends_named", lambda _: list(backends))
+    return verify(branches(), branches(merged=True))
+
+
+@pytest.mark.parametrize(("loading", "doing"), [(True, "loading"), (False, "running")])
+def test_a_backend_that_crashes_on_the_original_is_skipped(monkeypatch, loading, doing):
+    result = held_against(monkeypatch, OnnxRuntime(), Doomed("Doomed 1.0", BRANCHED, loading))
+    assert result.passed
+    reason = f"it crashed (signal 11, SIGSEGV) while {doing} the original model"
+    assert [(note.backend, note.reason) for note in result.skipped] == [("Doomed 1.0", reason)]
+
+
+def test_an_original_on_which_all_backends_crash_is_bad_input(monkeypatch):
+    with pytest.raises(
+        BadInputError, match=r"nothing can be verified: Doomed 1.0: it crashed \(signal 11, SIGSEGV\) while"
+    ):
+        held_against(monkeypatch, Doomed("Doomed 1.0", BRANCHED))
+
+
+def test_a_backend_that_crashes_on_the_fused_model_is_a_failure(monkeypatch):
+    result = held_against(monkeypatch, Doomed("Doomed 1.0", MERGED), OnnxRuntime())
+    assert not result.passed
+    assert result.messages == [
+        "Doomed 1.0: cannot run the fused model: "
+        "it crashed (signal 11, SIGSEGV) while loading the fused model"
+    ]
+    assert [check.passed for check in result.checks] == [True]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "code", "sentence"),
+    [
+        (
+            3,
+            2,
+            "Error: no backend can run the model, so nothing can be verified: Doomed 1.0: it crashed (signal 11",
+        ),
+        (
+            1,
+            1,
+            "Error: the fused model does not match the original, so nothing was written\n  Doomed 1.0: cannot",
+        ),
+        (9, 0, ""),
+    ],
+    ids=["original", "fused", "none"],
+)
+def test_how_the_command_line_ends_where_a_backend_crashes(monkeypatch, tmp_path, nodes, code, sentence):
+    monkeypatch.setattr(verification, "backends_named", lambda _: [Doomed("Doomed 1.0", nodes)])
+    onnx.save(branches(), tmp_path / "in.onnx")
+    result = repfuse(str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--no-bench")
+    assert result.exit_code == code
+    assert result.stderr.startswith(sentence)
+    assert (tmp_path / "out.onnx").exists() == (code == 0)
+
+
+def test_a_backend_that_does_not_come_to_an_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(verification, "PATIENCE", 2)
+    with pytest.raises(
+        BadInputError, match=r"Doomed 1.0: it took more than 2 s, and was stopped while loading the original"
+    ):
+        held_against(monkeypatch, Doomed("Doomed 1.0", BRANCHED, endless=True))
+
+
+def test_the_fused_model_has_the_time_that_the_original_took_many_times(monkeypatch):
+    monkeypatch.setattr(verification, "_limit", lambda seconds: 2 if seconds else 3600)
+    result = held_against(monkeypatch, Doomed("Doomed 1.0", MERGED, loading=False, endless=True))
+    (note,) = result.failures
+    assert note.reason.startswith("it took more than 2 s, and was stopped while ")
+    assert note.reason.endswith(" the fused model")
+
+
+def test_how_long_a_model_may_take():
+    assert verification._limit(None) == verification.PATIENCE
+    assert verification._limit(0.5) == 65
 
 
 @given(st.floats(1e-12, 1e6))
@@ -490,8 +601,8 @@ def test_the_share_of_the_movement_is_defined_everywhere():
     assert FEEDS >= 2  # below that nothing moves
 
 
-def test_extents_that_do_not_fit_reach_no_other_backend(monkeypatch):
-    monkeypatch.setattr(OpenVINO, "load", lambda *_, **__: pytest.fail("it would crash on this shape"))
+def test_extents_that_do_not_fit_reach_no_other_backend():
+    said = []
     open_height = model(
         [("Concat", ["x", "tall"], ["y"], {"axis": 1})],
         [("y", F32)],
@@ -499,4 +610,5 @@ def test_extents_that_do_not_fit_reach_no_other_backend(monkeypatch):
         [("x", F32, [1, 4, "height", 16])],
     )
     with pytest.raises(BadInputError, match=r"give better extents, as in --input-shape x:1,4,"):
-        verify(open_height, open_height)
+        verify(open_height, open_height, on_progress=said.append)
+    assert said == [f"{OnnxRuntime().title}: original model"]  # OpenVINO would crash
