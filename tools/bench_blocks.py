@@ -18,13 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from repfuse import cost
 from repfuse.backends import backends_named
@@ -88,6 +91,47 @@ class Block:
         return build(nameless, fold_bn(example), extents=(shape.extent,) * 2, repeat=REPEAT)
 
 
+@dataclass(frozen=True)
+class Sequence_:
+    """A row of the table: Convs one after the other, without anything between them.
+
+    Attributes:
+        title: In the table.
+        shapes: To measure it in.
+        convs: Of each Conv its kernel, as in the examples of patterns, and how many channels it gives, as a share of
+            the block's; the last one gives 1.
+    """
+
+    title: str
+    shapes: str
+    convs: tuple[tuple[str, float], ...]
+    groups: int = 1
+
+    def model(self, shape: Shape) -> onnx.ModelProto:
+        """The sequence, three times in a row, each padded such that it keeps the extent."""
+        random = np.random.default_rng(0)
+        nodes = [helper.make_node("Relu", ["x"], ["0"])]
+        weights = []
+        channels = shape.channels
+        for kind, share in self.convs * REPEAT:
+            (op,) = Example("", (kind,)).topology().branches[0]
+            outputs, source = round(share * shape.channels), nodes[-1].output[0]
+            group = channels if op.depthwise else 1
+            extents = (outputs, channels // group, *op.kernel)
+            values = random.normal(0, math.prod(extents[1:]) ** -0.5, extents).astype(np.float32)
+            weights.append(numpy_helper.from_array(values, f"w{len(nodes)}"))
+            pads = [k // 2 for k in op.kernel] * 2
+            conv = helper.make_node("Conv", [source, weights[-1].name], [str(len(nodes))], group=group, pads=pads)
+            nodes.append(conv)
+            channels = outputs
+            if len(weights) % len(self.convs) == 0:
+                nodes.append(helper.make_node("Relu", [conv.output[0]], [str(len(nodes))]))
+        extents = [1, shape.channels, shape.extent, shape.extent]
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, extents) for name in ("x", nodes[-1].output[0])]
+        graph = helper.make_graph(nodes, "sequence", values[:1], values[1:], weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 _UNIREP_13 = ("dwconv13x13", "dwconv5x5", "dwconv7x7d2", "dwconv3x3d3", "dwconv3x3d4", "dwconv3x3d5")
 
 BLOCKS = (
@@ -126,19 +170,63 @@ BLOCKS = (
     Block("depthwise strips of 3", "64@32", ("dwconv1x3", "dwconv3x1")),
     Block("depthwise 3x3 and strips of 5", "64@28", ("dwconv3x3", "dwconv1x5", "dwconv5x1")),
     Block("depthwise 3x3 and strips of 7", "64@28", ("dwconv3x3", "dwconv1x7", "dwconv7x1")),
+    Block("depthwise strips of 5", "64@32", ("dwconv1x5", "dwconv5x1")),
+    Block("depthwise strips of 7", "64@32", ("dwconv1x7", "dwconv7x1")),
     Block("depthwise strips of 11", "64@32", ("dwconv1x11", "dwconv11x1")),
+    Block("dense strips of 5", "64@32", ("conv1x5", "conv5x1")),
+    Block("dense strips of 7", "64@32", ("conv1x7", "conv7x1")),
     Block("dense strips of 11", "64@32", ("conv1x11", "conv11x1")),
     Block("depthwise 3x3, and dilated by 2", "64@32", ("dwconv3x3", "dwconv3x3d2")),
     Block("depthwise 3x3, and dilated by 3", "64@32", ("dwconv3x3", "dwconv3x3d3")),
     Block("depthwise 3x3, and dilated by 5", "64@32", ("dwconv3x3", "dwconv3x3d5")),
     Block("dense 3x3, and dilated by 2", "64@32", ("conv3x3", "conv3x3d2")),
+    Block("dense 3x3, and dilated by 3", "64@32", ("conv3x3", "conv3x3d3")),
+    Block("dense 1x1, and 3x3 dilated by 2", "64@32", ("conv1x1", "conv3x3d2")),
+    Block("depthwise 5x5, and 3x3 dilated by 3", "64@32", ("dwconv5x5", "dwconv3x3d3")),
+    Block("depthwise 3x3, dilated by 2 and by 3", "64@32", ("dwconv3x3", "dwconv3x3d2", "dwconv3x3d3")),
+    Block("dense 3x3 and strips of 5", "64@28", ("conv3x3", "conv1x5", "conv5x1")),
+    Block("dense 3x3 and strips of 7", "64@28", ("conv3x3", "conv1x7", "conv7x1")),
     Block("dense 1, 3 and 5", "64@28", ("conv1x1", "conv3x3", "conv5x5")),
     Block("dense 3x3 and 7x7, stride 4", "64@56", ("conv3x3", "conv7x7"), stride=4),
     Block("residual depthwise separable", "4@80 64@28", ("pad dwconv3x3 conv1x1", "identity")),
     Block("dense 1x1 and depthwise 3x3", "4@80 64@28", ("conv1x1", "dwconv3x3")),
     Block("dense 3x3 and depthwise 3x3", "64@28", ("conv3x3", "dwconv3x3")),
     Block("dense 3x3 and depthwise 7x7", "64@28", ("conv3x3", "dwconv7x7")),
+    Block("dense 1x1 and depthwise 1x1", "64@28", ("conv1x1", "dwconv1x1")),
+    Block("dense 1x1 and depthwise 5x5", "64@28", ("conv1x1", "dwconv5x5")),
+    Block("dense 3x3 and depthwise 5x5", "64@28", ("conv3x3", "dwconv5x5")),
 )
+
+SEQUENCES = (
+    Sequence_("1x1 to a quarter, 1x1", "64@28", (("conv1x1", 1 / 4), ("conv1x1", 1))),
+    Sequence_("1x1 to a half, 1x1", "64@28", (("conv1x1", 1 / 2), ("conv1x1", 1))),
+    Sequence_("1x1 to twice, 1x1", "64@28", (("conv1x1", 2), ("conv1x1", 1))),
+    Sequence_("1x1, 1x1", "64@28", (("conv1x1", 1), ("conv1x1", 1))),
+    Sequence_("1x1 to a quarter, 3x3", "64@28", (("conv1x1", 1 / 4), ("conv3x3", 1))),
+    Sequence_("1x1 to a half, 3x3", "64@28", (("conv1x1", 1 / 2), ("conv3x3", 1))),
+    Sequence_("1x1, 3x3", "64@28", (("conv1x1", 1), ("conv3x3", 1))),
+    Sequence_("1x1 to twice, 3x3", "64@28", (("conv1x1", 2), ("conv3x3", 1))),
+    Sequence_("3x3 to a quarter, 1x1", "64@28", (("conv3x3", 1 / 4), ("conv1x1", 1))),
+    Sequence_("3x3, 1x1", "64@28", (("conv3x3", 1), ("conv1x1", 1))),
+    Sequence_("3x3 to twice, 1x1", "64@28", (("conv3x3", 2), ("conv1x1", 1))),
+    Sequence_("depthwise 3x3, 1x1", "64@28", (("dwconv3x3", 1), ("conv1x1", 1))),
+    Sequence_("depthwise 5x5, 1x1", "64@28", (("dwconv5x5", 1), ("conv1x1", 1))),
+    Sequence_("1x1, depthwise 3x3", "64@28", (("conv1x1", 1), ("dwconv3x3", 1))),
+    Sequence_("1x1, 5x5", "64@28", (("conv1x1", 1), ("conv5x5", 1))),
+    Sequence_("1x1 to a quarter, 5x5", "64@28", (("conv1x1", 1 / 4), ("conv5x5", 1))),
+    Sequence_("depthwise 1x1, 3x3", "64@28", (("dwconv1x1", 1), ("conv3x3", 1))),
+    Sequence_("1x1, depthwise 3x3, 1x1", "64@28", (("conv1x1", 2), ("dwconv3x3", 2), ("conv1x1", 1))),
+    Sequence_("dense 1x3, 3x1", "64@28", (("conv1x3", 1), ("conv3x1", 1))),
+    Sequence_("dense 1x5, 5x1", "64@28", (("conv1x5", 1), ("conv5x1", 1))),
+    Sequence_("dense 1x7, 7x1", "64@28", (("conv1x7", 1), ("conv7x1", 1))),
+    Sequence_("depthwise 1x3, 3x1", "64@28", (("dwconv1x3", 1), ("dwconv3x1", 1))),
+    Sequence_("depthwise 1x5, 5x1", "64@28", (("dwconv1x5", 1), ("dwconv5x1", 1))),
+    Sequence_("depthwise 1x7, 7x1", "64@28", (("dwconv1x7", 1), ("dwconv7x1", 1))),
+    Sequence_("depthwise 1x11, 11x1", "64@28", (("dwconv1x11", 1), ("dwconv11x1", 1))),
+    Sequence_("depthwise 1x21, 21x1", "64@28", (("dwconv1x21", 1), ("dwconv21x1", 1))),
+    Sequence_("depthwise 1x1, 5x5", "64@28", (("dwconv1x1", 1), ("dwconv5x5", 1))),
+)
+"""Sequences: some become one Conv that does less, others one that does more."""
 
 
 @dataclass(frozen=True)
