@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import helper
 
-from repfuse import kernel
+from repfuse import cost, kernel
 from repfuse.groups import Groups
 from repfuse.kernel import Array, EquivalentKernel
 from repfuse.merges import Behind, Merge
@@ -48,9 +49,16 @@ def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
             return Refusal("pads with zeros tensors of different shifts, so its border would differ")
     if len(reader.weight_types) != 1:
         return Refusal("mixes weights of different types")
-    data_type = reader.weight_types.pop()
+    ((data_type, convs),) = reader.weight_types.items()
+    if convs > 1:  # one that is alone is left as wide as it is
+        exact = [_widened(exact.pop())]
     del reader  # what it read may be as large as what it made
     return _rounded(exact.pop(), data_type)
+
+
+def _widened(exact: EquivalentKernel) -> EquivalentKernel:
+    fastest = cost.fastest(exact.window)
+    return exact if fastest == exact.window else kernel.embedded(exact, fastest)
 
 
 class _BordersDifferError(Exception):
@@ -61,7 +69,7 @@ class _Reader:
     """Walks from a tensor back to its source, composing what it meets; shared tensors are read once."""
 
     def __init__(self, groups: Groups, merge: Merge) -> None:
-        self.weight_types: set[int] = set()
+        self.weight_types = Counter[int]()
         self._groups = groups
         source = self._source = merge.source
         self._crosses = bool(merge.path)
@@ -136,7 +144,7 @@ class _Reader:
             branches = [_signed(self._known[operand.tensor], operand.sign) for operand in operands]
             return self.sum(branches)
         if lifted.weight_type:
-            self.weight_types.add(lifted.weight_type)
+            self.weight_types[lifted.weight_type] += 1
         before = self._known[lifted.source]
         behind = lifted.kernel()
         if self._crosses:  # where its channels lie differs from one side of a carrying op to the other

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from repfuse import cost
 from repfuse.choose import Candidate
 from repfuse.groups import WEIGHTED, Groups, Operand
 from repfuse.remarks import Outcome, Remark
@@ -91,8 +90,6 @@ def _why_not_merged(
             name = user if user != _CALLER else ""
             return f"would add work: '{operand.tensor}' must stay, since {user} uses it as well", name
     taps = " + ".join(str(each.taps) for each in windows)
-    if cost.slow_alone(total):
-        return "would be slower: a depthwise 13x13 Conv runs slowly on OpenVINO where no Add follows it", ""
     return f"would not pay: {taps} taps would become {total.taps}, group {total.group}", ""
 
 

@@ -144,7 +144,7 @@ def stack(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKern
     weights, biases = [], []
     for each in kernels:
         count, _ = each.window.channels or (inputs, inputs)
-        rows = _embedded(each, replace(window, channels=(count, inputs)))
+        rows = embedded(each, replace(window, channels=(count, inputs)))
         weights.append(rows.weight)
         biases.append(np.broadcast_to(rows.bias, (count,)))
     return EquivalentKernel(window, np.concatenate(weights), np.concatenate(biases), outside)
@@ -179,7 +179,7 @@ def _covers(part: Window, whole: Window) -> bool:
 def emittable(kernel: EquivalentKernel) -> EquivalentKernel:
     """The same kernel with no negative padding, which Conv does not have: zero taps take its place."""
     window = geometry.emittable(kernel.window)
-    return kernel if window == kernel.window else _embedded(kernel, window)
+    return kernel if window == kernel.window else embedded(kernel, window)
 
 
 def trimmed(kernel: EquivalentKernel) -> EquivalentKernel:
@@ -315,7 +315,7 @@ def _for_channels(kernel: EquivalentKernel, count: int) -> EquivalentKernel:
     return EquivalentKernel(window, weight, np.broadcast_to(kernel.bias, (count,)), kernel.outside)
 
 
-def _embedded(kernel: EquivalentKernel, window: Window) -> EquivalentKernel:
+def embedded(kernel: EquivalentKernel, window: Window) -> EquivalentKernel:
     """Write a kernel out in a larger window: fewer groups, more taps."""
     outputs, inputs = window.channels or (1, 1)
     weight = np.zeros((outputs, inputs // (window.group or 1), *(axis.kernel for axis in window.axes)))
@@ -388,7 +388,7 @@ def _taps_first(kernel: EquivalentKernel, group: int) -> Array:
     """A kernel's weight as `(*kernel, group, C_out / group, C_in / group)`; `group` divides its own."""
     outputs, inputs = kernel.window.channels or (1, 1)
     old = kernel.window
-    whole = kernel if old.group == group else _embedded(kernel, replace(old, group=group))
+    whole = kernel if old.group == group else embedded(kernel, replace(old, group=group))
     weight = whole.weight.astype(np.float64)
     blocks = weight.reshape(group, outputs // group, inputs // group, *weight.shape[2:])
     return np.moveaxis(blocks, range(3, blocks.ndim), range(blocks.ndim - 3))

@@ -38,7 +38,7 @@ class Ways:
     def __init__(self, groups: Groups, fits: Callable[[Merge], bool]) -> None:
         self._groups = groups
         self._fits = fits
-        self._conv_costs: dict[tuple[Window, bool], float] = {}
+        self._conv_costs: dict[Window, float] = {}
 
     @cached_property
     def positions(self) -> Sequence[int]:
@@ -94,28 +94,27 @@ class Ways:
 
     def way(self, position: int, rewrite: Rewrite) -> Way:
         """A rewrite as a way."""
-        alone = len(rewrite.parts) == 1 and self._is_alone(position)
-        total, needs = self._total(rewrite, self._widths.get(position, 1), alone)
+        total, needs = self._total(rewrite, self._widths.get(position, 1))
         return Way(LEAST + total, self._needs(needs), len(rewrite.merges))
 
-    def _total(self, part: Part, width: int, alone: bool = False) -> tuple[float, list[tuple[str, float]]]:
+    def _total(self, part: Part, width: int) -> tuple[float, list[tuple[str, float]]]:
         """What a part of `width` channels costs, and how many positions it needs of what."""
         if isinstance(part, Operand):
             return 0.0, [(part.tensor, 1.0)]
         if isinstance(part, Merge):
-            own, positions = self._merged(part, alone)
+            own, positions = self._merged(part)
             return own, [(part.source, positions)]
         total, needs = self._joining(part, width), []
         for each in part.parts:
-            own, more = self._total(each, width, alone)
+            own, more = self._total(each, width)
             total += own
             needs += more
         return total, needs
 
-    def _merged(self, merge: Merge, alone: bool) -> tuple[float, float]:
+    def _merged(self, merge: Merge) -> tuple[float, float]:
         """What a merge costs, with the ops that carry channels, and how many positions of its source it needs."""
         outputs, inputs = merge.window.channels or (1, 1)
-        own = self._conv_cost(merge.window, alone)
+        own = self._conv_cost(merge.window)
         if merge.window.layout is Layout.LAST and merge.window.biased:  # MatMul's bias is an Add
             own += cost.pointwise(outputs)
         carried, density = 0.0, 1.0
@@ -194,7 +193,7 @@ class Ways:
         found = partition(
             branches,
             lambda windows: groups.sum(windows, source),
-            lambda geometry: self._conv_cost(geometry, False) + read * geometry.stride,
+            lambda geometry: self._conv_cost(geometry) + read * geometry.stride,
             cost.pointwise(outputs, 2),
             lambda members, geometry: self._fits(merged(members, geometry)),
         )
@@ -227,7 +226,7 @@ class Ways:
                 total = groups.stack([each.window for each in forms], source)
                 if isinstance(total, Window) and any(each.is_weighted for each in forms):
                     read = price(self._number(source)) * total.stride
-                    saving = apart - self._conv_cost(total, False) - read
+                    saving = apart - self._conv_cost(total) - read
                     terms = tuple(Operand(each, 1) for each in operands[: len(forms)])
                     merge = Merge(source, terms, total, stacked=True)
                     if saving > best[0] and self._fits(merge):
@@ -242,17 +241,6 @@ class Ways:
         users = self._groups.scope.consumers(output)
         return self._groups.inner_join(output) == position and users[0] in self._groups.joins
 
-    def _is_alone(self, position: int) -> bool:
-        """Whether no join follows a tensor, at once or after what a runtime folds into the Conv before it."""
-        groups = self._groups
-        while True:
-            users = groups.scope.consumers(groups.scope.nodes[position].output[0])
-            if any(user in groups.joins for user in users):
-                return False
-            if len(users) != 1 or users[0] not in groups.lifted or groups.lifted[users[0]].window.axes:
-                return True
-            position = users[0]
-
     def _cost_now(self, position: int) -> float:
         groups, channels = self._groups, self._widths.get(position, 1)
         if position in groups.joins:
@@ -266,7 +254,7 @@ class Ways:
             return 0.0
         geometry = lifted.window
         if lifted.weight_type:
-            return self._conv_cost(geometry, cost.slow_alone(geometry) and self._is_alone(position))
+            return self._conv_cost(geometry)
         pooled = Window((channels, channels), channels, geometry.axes)
         return cost.conv(pooled) if geometry.taps > 1 else cost.pointwise(channels)
 
@@ -276,10 +264,10 @@ class Ways:
             return cost.pointwise(self._widths.get(rewrite.stack, 1))
         return (len(rewrite.parts) - 1) * cost.pointwise(width, 2)
 
-    def _conv_cost(self, geometry: Window, alone: bool) -> float:
-        known = self._conv_costs.get((geometry, alone))
+    def _conv_cost(self, geometry: Window) -> float:
+        known = self._conv_costs.get(geometry)
         if known is None:
-            known = self._conv_costs[geometry, alone] = cost.conv(window.emittable(geometry), alone=alone)
+            known = self._conv_costs[geometry] = cost.conv(window.emittable(geometry))
         return known
 
     @cached_property

@@ -75,7 +75,7 @@ def test_merging_all_leaves_one_conv_of_each_block(block: Any) -> None:
 
 def test_blocks_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "blocks.json"
-    words = ["acnet", "dense strips"]
+    words = ["acnet", "dense strips of 11"]
     bench_blocks.main([*words, "--shape", "4@7", "--seconds", "0", "--json", str(report)])
     merged, left = json.loads(report.read_text(encoding="utf-8"))
     assert (merged["block"], merged["shape"], merged["nodes"]) == ("ACNet", "4@7", [19, 7])

@@ -92,43 +92,42 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Sequence_:
+class Chain:
     """A row of the table: Convs one after the other, without anything between them.
 
     Attributes:
         title: In the table.
         shapes: To measure it in.
-        convs: Of each Conv its kernel, as in the examples of patterns, and how many channels it gives, as a share of
-            the block's; the last one gives 1.
+        convs: Of each Conv its kernel, as in the examples of patterns, and how many channels it gives, as a share
+            of the block's; the last one gives 1.
     """
 
     title: str
     shapes: str
     convs: tuple[tuple[str, float], ...]
-    groups: int = 1
 
     def model(self, shape: Shape) -> onnx.ModelProto:
-        """The sequence, three times in a row, each padded such that it keeps the extent."""
+        """The chain, three times in a row, padded such that it keeps the extent."""
         random = np.random.default_rng(0)
-        nodes = [helper.make_node("Relu", ["x"], ["0"])]
-        weights = []
-        channels = shape.channels
+        nodes, channels = [helper.make_node("Relu", ["x"], ["y0"])], shape.channels
+        weights: list[TensorProto] = []
         for kind, share in self.convs * REPEAT:
             (op,) = Example("", (kind,)).topology().branches[0]
-            outputs, source = round(share * shape.channels), nodes[-1].output[0]
-            group = channels if op.depthwise else 1
-            extents = (outputs, channels // group, *op.kernel)
+            inputs, channels = channels, round(share * shape.channels)
+            group = inputs if op.depthwise else 1
+            extents = (channels, inputs // group, *op.kernel)
             values = random.normal(0, math.prod(extents[1:]) ** -0.5, extents).astype(np.float32)
-            weights.append(numpy_helper.from_array(values, f"w{len(nodes)}"))
-            pads = [k // 2 for k in op.kernel] * 2
-            conv = helper.make_node("Conv", [source, weights[-1].name], [str(len(nodes))], group=group, pads=pads)
-            nodes.append(conv)
-            channels = outputs
+            weights.append(numpy_helper.from_array(values, f"w{len(weights)}"))
+            made = [f"y{len(nodes)}"]
+            pads = [extent // 2 for extent in op.kernel] * 2
+            operands = [*nodes[-1].output, weights[-1].name]
+            nodes.append(helper.make_node("Conv", operands, made, group=group, pads=pads))
             if len(weights) % len(self.convs) == 0:
-                nodes.append(helper.make_node("Relu", [conv.output[0]], [str(len(nodes))]))
-        extents = [1, shape.channels, shape.extent, shape.extent]
-        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, extents) for name in ("x", nodes[-1].output[0])]
-        graph = helper.make_graph(nodes, "sequence", values[:1], values[1:], weights)
+                nodes.append(helper.make_node("Relu", made, [f"y{len(nodes)}"]))
+        extents = (1, shape.channels, shape.extent, shape.extent)
+        ends = ("x", nodes[-1].output[0])
+        typed = [helper.make_tensor_value_info(name, TensorProto.FLOAT, extents) for name in ends]
+        graph = helper.make_graph(nodes, "chain", typed[:1], typed[1:], weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -197,36 +196,36 @@ BLOCKS = (
     Block("dense 3x3 and depthwise 5x5", "64@28", ("conv3x3", "dwconv5x5")),
 )
 
-SEQUENCES = (
-    Sequence_("1x1 to a quarter, 1x1", "64@28", (("conv1x1", 1 / 4), ("conv1x1", 1))),
-    Sequence_("1x1 to a half, 1x1", "64@28", (("conv1x1", 1 / 2), ("conv1x1", 1))),
-    Sequence_("1x1 to twice, 1x1", "64@28", (("conv1x1", 2), ("conv1x1", 1))),
-    Sequence_("1x1, 1x1", "64@28", (("conv1x1", 1), ("conv1x1", 1))),
-    Sequence_("1x1 to a quarter, 3x3", "64@28", (("conv1x1", 1 / 4), ("conv3x3", 1))),
-    Sequence_("1x1 to a half, 3x3", "64@28", (("conv1x1", 1 / 2), ("conv3x3", 1))),
-    Sequence_("1x1, 3x3", "64@28", (("conv1x1", 1), ("conv3x3", 1))),
-    Sequence_("1x1 to twice, 3x3", "64@28", (("conv1x1", 2), ("conv3x3", 1))),
-    Sequence_("3x3 to a quarter, 1x1", "64@28", (("conv3x3", 1 / 4), ("conv1x1", 1))),
-    Sequence_("3x3, 1x1", "64@28", (("conv3x3", 1), ("conv1x1", 1))),
-    Sequence_("3x3 to twice, 1x1", "64@28", (("conv3x3", 2), ("conv1x1", 1))),
-    Sequence_("depthwise 3x3, 1x1", "64@28", (("dwconv3x3", 1), ("conv1x1", 1))),
-    Sequence_("depthwise 5x5, 1x1", "64@28", (("dwconv5x5", 1), ("conv1x1", 1))),
-    Sequence_("1x1, depthwise 3x3", "64@28", (("conv1x1", 1), ("dwconv3x3", 1))),
-    Sequence_("1x1, 5x5", "64@28", (("conv1x1", 1), ("conv5x5", 1))),
-    Sequence_("1x1 to a quarter, 5x5", "64@28", (("conv1x1", 1 / 4), ("conv5x5", 1))),
-    Sequence_("depthwise 1x1, 3x3", "64@28", (("dwconv1x1", 1), ("conv3x3", 1))),
-    Sequence_("1x1, depthwise 3x3, 1x1", "64@28", (("conv1x1", 2), ("dwconv3x3", 2), ("conv1x1", 1))),
-    Sequence_("dense 1x3, 3x1", "64@28", (("conv1x3", 1), ("conv3x1", 1))),
-    Sequence_("dense 1x5, 5x1", "64@28", (("conv1x5", 1), ("conv5x1", 1))),
-    Sequence_("dense 1x7, 7x1", "64@28", (("conv1x7", 1), ("conv7x1", 1))),
-    Sequence_("depthwise 1x3, 3x1", "64@28", (("dwconv1x3", 1), ("dwconv3x1", 1))),
-    Sequence_("depthwise 1x5, 5x1", "64@28", (("dwconv1x5", 1), ("dwconv5x1", 1))),
-    Sequence_("depthwise 1x7, 7x1", "64@28", (("dwconv1x7", 1), ("dwconv7x1", 1))),
-    Sequence_("depthwise 1x11, 11x1", "64@28", (("dwconv1x11", 1), ("dwconv11x1", 1))),
-    Sequence_("depthwise 1x21, 21x1", "64@28", (("dwconv1x21", 1), ("dwconv21x1", 1))),
-    Sequence_("depthwise 1x1, 5x5", "64@28", (("dwconv1x1", 1), ("dwconv5x5", 1))),
+CHAINS = (
+    Chain("1x1 to a quarter, 1x1", "64@28", (("conv1x1", 1 / 4), ("conv1x1", 1))),
+    Chain("1x1 to a half, 1x1", "64@28", (("conv1x1", 1 / 2), ("conv1x1", 1))),
+    Chain("1x1 to twice, 1x1", "64@28", (("conv1x1", 2), ("conv1x1", 1))),
+    Chain("1x1, 1x1", "64@28", (("conv1x1", 1), ("conv1x1", 1))),
+    Chain("1x1 to a quarter, 3x3", "64@28", (("conv1x1", 1 / 4), ("conv3x3", 1))),
+    Chain("1x1 to a half, 3x3", "64@28", (("conv1x1", 1 / 2), ("conv3x3", 1))),
+    Chain("1x1, 3x3", "64@28", (("conv1x1", 1), ("conv3x3", 1))),
+    Chain("1x1 to twice, 3x3", "64@28", (("conv1x1", 2), ("conv3x3", 1))),
+    Chain("3x3 to a quarter, 1x1", "64@28", (("conv3x3", 1 / 4), ("conv1x1", 1))),
+    Chain("3x3, 1x1", "64@28", (("conv3x3", 1), ("conv1x1", 1))),
+    Chain("3x3 to twice, 1x1", "64@28", (("conv3x3", 2), ("conv1x1", 1))),
+    Chain("depthwise 3x3, 1x1", "64@28", (("dwconv3x3", 1), ("conv1x1", 1))),
+    Chain("depthwise 5x5, 1x1", "64@28", (("dwconv5x5", 1), ("conv1x1", 1))),
+    Chain("1x1, depthwise 3x3", "64@28", (("conv1x1", 1), ("dwconv3x3", 1))),
+    Chain("1x1, 5x5", "64@28", (("conv1x1", 1), ("conv5x5", 1))),
+    Chain("1x1 to a quarter, 5x5", "64@28", (("conv1x1", 1 / 4), ("conv5x5", 1))),
+    Chain("depthwise 1x1, 3x3", "64@28", (("dwconv1x1", 1), ("conv3x3", 1))),
+    Chain("1x1, depthwise 3x3, 1x1", "64@28", (("conv1x1", 2), ("dwconv3x3", 2), ("conv1x1", 1))),
+    Chain("dense 1x3, 3x1", "64@28", (("conv1x3", 1), ("conv3x1", 1))),
+    Chain("dense 1x5, 5x1", "64@28", (("conv1x5", 1), ("conv5x1", 1))),
+    Chain("dense 1x7, 7x1", "64@28", (("conv1x7", 1), ("conv7x1", 1))),
+    Chain("depthwise 1x3, 3x1", "64@28", (("dwconv1x3", 1), ("dwconv3x1", 1))),
+    Chain("depthwise 1x5, 5x1", "64@28", (("dwconv1x5", 1), ("dwconv5x1", 1))),
+    Chain("depthwise 1x7, 7x1", "64@28", (("dwconv1x7", 1), ("dwconv7x1", 1))),
+    Chain("depthwise 1x11, 11x1", "64@28", (("dwconv1x11", 1), ("dwconv11x1", 1))),
+    Chain("depthwise 1x21, 21x1", "64@28", (("dwconv1x21", 1), ("dwconv21x1", 1))),
+    Chain("depthwise 1x1, 5x5", "64@28", (("dwconv1x1", 1), ("dwconv5x5", 1))),
 )
-"""Sequences: some become one Conv that does less, others one that does more."""
+"""Some become one Conv that does less, others one that does more."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ class Row:
 
 def fuse_all(model: onnx.ModelProto) -> FuseResult:
     """Fuse a model as if anything were better than what it is: all of a group, before a part of it."""
-    with mock.patch.object(cost, "conv", lambda window, alone=False: 1.0):
+    with mock.patch.object(cost, "conv", lambda window: 1.0):
         return fuse(model)
 
 

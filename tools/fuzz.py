@@ -91,7 +91,7 @@ def _costs(case: Case) -> contextlib.AbstractContextManager[object]:
     """Make every rewrite pay where the case asks for it: what costs too much must be exact all the same."""
     if not case.at_any_cost:
         return contextlib.nullcontext()
-    return mock.patch.object(cost, "conv", lambda window, alone=False: 1.0)
+    return mock.patch.object(cost, "conv", lambda window: 1.0)
 
 
 def _original(case: Case) -> list[Array]:
