@@ -14,10 +14,10 @@ from dataclasses import replace
 
 from repfuse.window import Window
 
-DEPTHWISE = 2.0
+DEPTHWISE = 1.5
 """A multiply-add of a depthwise Conv: it reuses less of what it reads than a dense one."""
 
-MOVED = 1.5
+MOVED = 2.8
 """An element read or written. Runtimes fuse an Add into the Conv before it, so it costs less than its traffic; and
 an estimate may err, so what a rewrite moves less must be worth twice what it computes more."""
 
