@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, helper
 
+from repfuse.asked import ask_elsewhere
 from repfuse.carry import axis_of
 from repfuse.choose import Candidate
 from repfuse.derive import NOT_FINITE, Derived, derive
@@ -45,6 +46,11 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
             remark = Remark(Outcome.REFUSED, name, message, blocker, scope.label, invalid=bool(blocker))
             return Refused(remark, None if blocker else merge)
         derived.append(found)
+    gone = candidate.replaced - {candidate.root}
+    kept = ask_elsewhere(groups, gone, [merge.source for merge in candidate.merges], patch)
+    if kept is not None:
+        remark = Remark(Outcome.REFUSED, scope.name(candidate.root), kept.reason, graph=scope.label)
+        return Refused(remark, candidate.merges[0])
     nodes = _nodes(groups, candidate, derived, patch)
     replaced = [scope.nodes[position] for position in sorted(candidate.replaced)]
     for node in nodes:

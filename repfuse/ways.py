@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 from repfuse import cost, joint, window
+from repfuse.asked import can_ask_elsewhere
 from repfuse.carry import Carry
 from repfuse.cover import Way
 from repfuse.groups import Groups, Operand
@@ -65,6 +66,9 @@ class Ways:
         def is_root(position: int) -> bool:
             outputs = scope.nodes[position].output
             users = [user for name in outputs for user in scope.consumers(name) if user not in known]
+            if users:
+                askers = can_ask_elsewhere(self._groups, position)
+                users = [user for user in users if user not in askers]
             is_kept = not scope.kept.isdisjoint(outputs)
             if position in framed:  # what asks for its extents can be answered without it
                 return is_kept or any(scope.nodes[user].op_type not in _ASKING for user in users)
