@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,7 +145,8 @@ class _Block:
         after = fused.between(self._inputs, edit.output)
         assert after is not None
         self._after = after.wide()
-        self._carried = None if {node.op_type for node in added} <= _KERNELS else _rounded_off(added, after)
+        self._carries = not {node.op_type for node in added} <= _KERNELS
+        self._rounded_off = partial(_rounded_off, added, after)
         self._joins = [node for node in added if node.op_type in ("Add", "Sub", "Concat")]
         self._concat = next((node for node in added if node.op_type == "Concat"), None)
         shifts = {node.output[0]: node for node in added if node.op_type == "Add"}
@@ -167,8 +169,8 @@ class _Block:
         """
         if self._before is None:
             return math.inf
-        if self._carried:
-            return self._carried_error(self._carried)
+        if self._carries:
+            return self._carried_error(self._rounded_off())
         # Borders that are written out stand where the model's own extents put them.
         if self._shaken and (static := self._static_sizes()):
             return self._error(static, alone=True)
@@ -179,8 +181,13 @@ class _Block:
             error, failure = math.inf, reason
         # A rewrite may hold for the one extent that the model has, and another extent is none of its concern.
         static = self._static_sizes() if error > LIMIT else None
-        if static:
-            return self._error(static, alone=True)
+        try:
+            if static:
+                return self._error(static, alone=True)
+        except UnrunnableError as reason:
+            failure = reason
+        if failure and len(self._inputs) == 1:  # a Reshape on the way may want the number of images, too
+            return self._carried_error(self._rounded_off())
         if failure:
             raise failure
         return error

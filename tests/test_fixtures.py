@@ -11,6 +11,8 @@ import onnx
 import pytest
 import weights
 
+from repfuse import fuse
+
 MODELS = Path(__file__).parent / "models"
 EXPECTED = json.loads((MODELS / "expected.json").read_text(encoding="utf-8"))
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mobileone.onnx"
@@ -51,6 +53,12 @@ def test_train_form_has_the_counts_that_were_recorded(path: Path) -> None:
     expected = EXPECTED[path.name.removesuffix(".onnx")]
     assert counts(onnx.load(path)) == expected["train"]
     assert expected["deploy"]["nodes"] < expected["train"]["nodes"]
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+def test_no_more_nodes_are_left_than_the_source_deploys(path: Path) -> None:
+    expected = EXPECTED[path.name.removesuffix(".onnx")]
+    assert counts(fuse(weights.load(path)).model)["nodes"] <= expected["deploy"]["nodes"]
 
 
 @pytest.mark.parametrize("path", [*FIXTURES, EXAMPLE], ids=lambda path: path.stem)
