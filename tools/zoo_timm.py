@@ -31,7 +31,7 @@ except RuntimeError:  # operator torchvision::nms does not exist
     _declare_torchvision_operators()
 
 import timm  # noqa: E402  # after what it needs
-from timm.models import byobnet, repghost  # noqa: E402
+from timm.models import byobnet, ghostnet, repghost  # noqa: E402
 
 
 def timm_model(name: str, **options: Any) -> nn.Module:
@@ -72,6 +72,18 @@ def repghost_narrow() -> nn.Module:
     model.conv_head = nn.Conv2d(model.num_features, 32, 1)
     model.classifier = nn.Linear(32, 10)
     return model
+
+
+def ghostnetv3_narrow() -> nn.Module:
+    """A GhostNetV3 of six blocks of all kinds."""
+    cfgs = [
+        [[3, 16, 16, 0, 1]],
+        [[3, 24, 24, 0, 2]],
+        [[3, 36, 24, 0, 1]],
+        [[5, 36, 40, 0.25, 2]],
+        [[5, 60, 40, 0.25, 1]],
+    ]
+    return ghostnet.GhostNet(cfgs, num_classes=10, width=0.5, version="v3")
 
 
 def deployed(model: nn.Module) -> nn.Module:
