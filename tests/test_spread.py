@@ -59,6 +59,13 @@ def spread(model: ModelProto) -> str:
     return ops(result.model)
 
 
+def csp(net: Net) -> str:
+    """BottleneckCSP of early YOLOv5: two bare Convs side by side, normalized together."""
+    inner = relu(net, net.conv_bn(relu(net, net.conv_bn(net.x, 1)), 3))
+    both = stack(net, net.conv(inner, 1, bias=False), net.conv(net.x, 1, bias=False))
+    return net.node("LeakyRelu", net.bn(both, 8))
+
+
 SUMS: dict[str, Build] = {
     "normalized": lambda n: n.bn(two(n)),
     "normalized-without-biases": lambda n: n.bn(two(n, bias=False)),
@@ -112,6 +119,7 @@ CONCATS: dict[str, tuple[Build, str]] = {
         lambda n: n.bn(stack(n, n.bn(two(n)), n.conv(relu(n, n.x))), 8),
         "Conv Conv Add Relu Conv Concat",
     ),
+    "csp": (csp, "Conv Relu Conv Relu Conv Conv Concat LeakyRelu"),
     "of-one-twice": (
         lambda n: n.bn(stack(n, pair(n), n.conv(relu(n, n.x))), 11),
         "Conv Conv Concat Relu Conv Concat",
