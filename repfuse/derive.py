@@ -18,6 +18,7 @@ from repfuse.window import Layout, Refusal, Window
 
 _NEGATIVE = kernel.affine(-np.ones(1), np.zeros(1))
 
+UNDERFLOWS = Refusal("would lose precision in float16")
 NOT_FINITE = Refusal("has a weight that is infinite or not a number")
 
 
@@ -181,7 +182,7 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
             return Refusal(f"would overflow {np.dtype(dtype).name}")
         return NOT_FINITE
     if dtype == np.float16 and _underflows(exact, weight):
-        return Refusal(f"would lose precision in {np.dtype(dtype).name}")
+        return UNDERFLOWS
     del exact
     if window.layout is Layout.LAST or window.output_padding is not None:
         weight = kernel.outputs_first(weight, window.group)

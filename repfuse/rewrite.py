@@ -12,7 +12,7 @@ from onnx import NodeProto, helper
 from repfuse.asked import ask_elsewhere
 from repfuse.carry import axis_of
 from repfuse.choose import Candidate
-from repfuse.derive import NOT_FINITE, Derived, derive
+from repfuse.derive import NOT_FINITE, UNDERFLOWS, Derived, derive
 from repfuse.groups import Groups, Operand
 from repfuse.merges import Merge, Rewrite
 from repfuse.nodes import Node
@@ -44,7 +44,9 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
             message = f"{blocker or 'its merged weight'} {found.reason}"
             name = scope.name(candidate.root)
             remark = Remark(Outcome.REFUSED, name, message, blocker, scope.label, invalid=bool(blocker))
-            return Refused(remark, None if blocker else merge)
+            # A part of what is too small is too small as well, and what is no number is wherever it is merged.
+            final = bool(blocker) or found is UNDERFLOWS
+            return Refused(remark, None if final else merge)
         derived.append(found)
     gone = candidate.replaced - {candidate.root}
     kept = ask_elsewhere(groups, gone, [merge.source for merge in candidate.merges], patch)

@@ -26,7 +26,7 @@ class Refused:
 
     Attributes:
         remark: Why.
-        merge: What its weights do not allow; None if it is to be left alone.
+        merge: What its weights do not allow; None if no part of it is to be made either.
     """
 
     remark: Remark
