@@ -39,7 +39,7 @@ from repfuse.errors import BadInputError
 from repfuse.fusion import fuse_file
 from repfuse.storage import Spill
 
-AIM_TIME = 2.0
+AIM_TIME = 1.3
 """The pass should take at most so many times as long as load and save."""
 
 AIM_MEMORY = 2.5
