@@ -31,6 +31,9 @@ Range = tuple[float, float]
 # that halves them five times; sequences and volumes are kept small.
 _OPEN_EXTENTS = {2: (1, 16), 3: (1, 64, 64), 4: (1, 3, 224, 224), 5: (1, 3, 32, 32, 32)}
 
+_MOST_AXES = 64
+"""Of numpy's arrays."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -79,11 +82,14 @@ def resolve_inputs(
 
     Raises:
         BadInputError: A name, rank, extent or dtype in `shapes` or `data` contradicts the model or another,
-            a range is of no input or its type does not hold it, an input is no tensor, or its rank is unknown
-            and no shape is given.
+            a range is of no input or its type does not hold it, an input is no tensor, has more axes than numpy
+            knows, or its rank is unknown and no shape is given.
     """
     proto = structure(model)
     entries = {entry.name: entry for entry in fed_inputs(proto.graph)}
+    for name, declaration in entries.items():
+        if len(declaration.type.tensor_type.shape.dim) > _MOST_AXES:
+            raise BadInputError(f"input '{name}' has more than {_MOST_AXES} axes, so it cannot be fed")
     given = _given_shapes(entries, shapes or {}, data or {})
     declared = {name: _declared_shape(entry, given.get(name)) for name, entry in entries.items()}
     symbols: dict[str, int] = {}

@@ -10,6 +10,7 @@ import onnx
 
 from repfuse import external, shapes, storage, wire
 from repfuse.errors import BadInputError
+from repfuse.expansion import refuse_explosive
 from repfuse.nodes import Node
 from repfuse.staging import PathLike, explained, staged
 
@@ -64,7 +65,8 @@ def check(model: onnx.ModelProto, name: str) -> None:
     """Refuse what is no model that repfuse can work on. `name` is what the message calls it.
 
     Raises:
-        BadInputError: There is no graph, or its opset is older than 7 or newer than the installed onnx knows.
+        BadInputError: There is no graph, its opset is older than 7 or newer than the installed onnx knows, or its
+            functions become very many nodes.
     """
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise BadInputError(f"{name}: not an ONNX model (it holds no graph); export it again")
@@ -76,6 +78,7 @@ def check(model: onnx.ModelProto, name: str) -> None:
             f"{onnx.__version__} reads {OLDEST_OPSET} to {newest} (onnx.version_converter converts, "
             "or install a newer onnx)"
         )
+    refuse_explosive(model, name)
 
 
 def refuse_invalid(
@@ -101,6 +104,10 @@ def refuse_invalid(
         except ValueError as error:
             raise BadInputError(f"{name}: tensor '{tensor.name}': {error}") from error
     _refuse_odd_names(model, name, nodes)
+    dense = {tensor.name for tensor in model.graph.initializer}
+    for sparse in model.graph.sparse_initializer:
+        if sparse.values.name in dense:
+            raise BadInputError(f"{name}: not a valid ONNX model: '{sparse.values.name}' is two initializers")
     checked = shapes.structure(model, nodes)
     for entry in (*checked.graph.input, *checked.graph.output):
         # The checker insists on shapes, and on outputs' types; runtimes do without.

@@ -9,11 +9,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
+
+from repfuse.errors import printable
 
 Tell = Callable[[str], None]
 """Says what is being done right now."""
+
+
+class _Printable:
+    """Something to print in which a model's names hold no escape sequences."""
+
+    def __init__(self, part: RenderableType) -> None:
+        self._part = part
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for text, style, control in console.render(self._part, options):
+            yield Segment("\n".join(map(printable, text.split("\n"))), style, control)
 
 
 class Voice:
@@ -30,7 +44,7 @@ class Voice:
     def say(self, *parts: RenderableType) -> None:
         """Print results, one below the other."""
         with self._out.capture() as captured:
-            self._out.print(*parts, sep="\n")
+            self._out.print(*map(_Printable, parts), sep="\n")
         for line in captured.get().splitlines():
             click.echo(line.rstrip())
 

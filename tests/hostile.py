@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,132 @@ def external(**entries: str) -> Callable[[Path], None]:
 
 def named(graph: GraphProto, name: str) -> NodeProto:
     return next(node for node in graph.node if node.name == name)
+
+
+def doubling(steps: int) -> Callable[[], ModelProto]:
+    """Functions, each of which calls the one before it twice."""
+
+    def make() -> ModelProto:
+        model = valid()
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        model.opset_import.append(imports[1])
+        nodes = [helper.make_node("Relu", ["p"], ["q"])]
+        for number in range(steps):
+            model.functions.append(helper.make_function("own", f"f{number}", ["p"], ["q"], nodes, imports))
+            call = [f"f{number}"]
+            nodes = [helper.make_node(*call, [i], [o], domain="own") for i, o in (("p", "r"), ("r", "q"))]
+        model.graph.node.insert(3, helper.make_node(f"f{steps - 1}", ["s"], ["t"], domain="own"))
+        named(model.graph, "end").input[0] = "t"
+        return model
+
+    return make
+
+
+def sparse(*dims: int, index: int = 5, name: str = "w1", keep: bool = False) -> Callable[[GraphProto], None]:
+    """Weight w1 is a sparse one, beside the dense one or in its place."""
+
+    def change(graph: GraphProto) -> None:
+        if not keep:
+            del graph.initializer[1]
+        values = numpy_helper.from_array(np.ones(1, np.float32), name)
+        indices = numpy_helper.from_array(np.array([index]))
+        graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, dims))
+
+    return change
+
+
+def odd_names(graph: GraphProto, tail: str = "\x1b[31m\r\nError: none\u202e") -> None:
+    for node in graph.node:
+        node.name += tail
+
+
+def odd_names_of_nonsense(graph: GraphProto) -> None:
+    odd_names(graph)
+    del graph.node[0].attribute[:]
+    graph.node[0].attribute.append(helper.make_attribute("pads", [1, 1]))
+
+
+def long_names(graph: GraphProto) -> None:
+    for node in graph.node:
+        node.name *= 100_000
+
+
+def fifo(folder: Path) -> None:
+    external()(folder)
+    (folder / "w.data").unlink()
+    os.mkfifo(folder / "w.data")
+
+
+def location_twice(folder: Path) -> None:
+    external()(folder)
+    model = ModelProto.FromString((folder / "in.onnx").read_bytes())
+    model.graph.initializer[0].external_data.add(key="location", value="../secret")
+    write(model, folder)
+
+
+def of_opset_twice() -> ModelProto:
+    model = valid()
+    model.opset_import.append(helper.make_opsetid("ai.onnx", 13))
+    return model
+
+
+def of_ir(version: int) -> Callable[[], ModelProto]:
+    def make() -> ModelProto:
+        model = valid()
+        model.ir_version = version
+        return model
+
+    return make
+
+
+def twin_functions(domain: str) -> Callable[[], ModelProto]:
+    """Two functions of one name."""
+
+    def make() -> ModelProto:
+        model = valid()
+        for where, inner in (("own", "Relu"), (domain, "Neg")):
+            body = [helper.make_node(inner, ["p"], ["q"])]
+            opsets = [helper.make_opsetid("", 17)]
+            model.functions.append(helper.make_function(where, "f", ["p"], ["q"], body, opsets))
+        model.opset_import.extend(helper.make_opsetid(each, 1) for each in dict.fromkeys(("own", domain)))
+        model.graph.node.insert(3, helper.make_node("f", ["s"], ["t"], domain="own"))
+        named(model.graph, "end").input[0] = "t"
+        return model
+
+    return make
+
+
+def shadowing(graph: GraphProto) -> None:
+    """A branch of an If has a weight of its own that is called as one around it."""
+    value = helper.make_tensor_value_info("z", FLOAT, SHAPE)
+    own = numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "w1")
+    body = helper.make_graph([helper.make_node("Conv", ["x", "w1"], ["z"])], "body", [], [value], [own])
+    graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    graph.node.insert(3, helper.make_node("If", ["yes"], ["t"], then_branch=body, else_branch=body))
+    graph.node.insert(4, helper.make_node("Add", ["s", "t"], ["u"]))
+    named(graph, "end").input[0] = "u"
+
+
+def shadowing_outputs(graph: GraphProto) -> None:
+    value = helper.make_tensor_value_info("a", FLOAT, SHAPE)
+    body = helper.make_graph([helper.make_node("Relu", ["s"], ["a"])], "body", [], [value])
+    graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    graph.node.insert(3, helper.make_node("If", ["yes"], ["t"], then_branch=body, else_branch=body))
+    named(graph, "end").input[0] = "t"
+
+
+def trained(graph: GraphProto) -> ModelProto:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    step = [helper.make_node("Conv", ["x", "w3"], ["other"])]
+    model.training_info.add().algorithm.CopyFrom(helper.make_graph(step, "step", [], []))
+    return model
+
+
+def words(*extents: int) -> Callable[[GraphProto], None]:
+    def change(graph: GraphProto) -> None:
+        graph.initializer.add(name="words", data_type=TensorProto.STRING, dims=extents, string_data=[b"one"])
+
+    return change
 
 
 def cyclic(graph: GraphProto) -> None:
@@ -345,4 +472,48 @@ CASES: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "opset below zero": (of_model(opset(-1)), "opset -1 is not supported"),
     "only an unknown domain": (of_model(opset(17, "nobody.knows")), "not a valid ONNX model"),
     "an operator of an unknown domain": (of_model(unknown_domain), "no backend can run the model"),
+    "functions that double 9 times": (of_model(doubling(10)), None),
+    "functions that double 39 times": (of_model(doubling(40)), "would be more than 262144 nodes"),
+    "functions that double 5000 times": (of_model(doubling(5000)), "would be more than 262144 nodes"),
+    "functions of one name": (of_model(twin_functions("own")), "multiple local functions"),
+    "functions of one name in two domains": (of_model(twin_functions("other")), None),
+    "a sparse weight": (edited(sparse(4, 4, 1, 1)), None),
+    "a sparse weight beside a dense one of its name": (edited(sparse(4, 4, 1, 1, keep=True)), "'w1' is two init"),
+    "a sparse weight with an index behind its end": (edited(sparse(4, 4, 1, 1, index=500)), None),
+    "a sparse weight of terabytes": (edited(sparse(HUGE, 4, 1, 1)), None),
+    "names with escape sequences and line breaks": (edited(odd_names), None),
+    "names with escape sequences in what is refused": (
+        edited(odd_names_of_nonsense), r"Conv 'conv3\x1b[31m\r\nError: none\u202e' has strides"),
+    "names of megabytes": (edited(long_names), None),
+    "data in a pipe": (fifo, "'w.data' is no file"),
+    "data of a long name": (external(location="w" * 100_000), "www ... www"),
+    "data of a name with a line break": (external(location="w\n.data"), r"'w\n.data': No such file"),
+    "data of a name with a zero": (external(location="w\0.data"), "does not name a file"),
+    "data in two places": (location_twice, "outside the model's folder"),
+    "data with a checksum": (external(checksum="00" * 20), None),
+    "opset twice": (of_model(of_opset_twice), "opset 17, 13 is not supported"),
+    "IR version 0": (of_model(of_ir(0)), "ir_version"),
+    "IR version of the future": (of_model(of_ir(2**40)), "ir_version"),
+    "an input of 70 axes": (input_dims(*SHAPE, *[1] * 66), "has more than 64 axes"),
+    "no outputs": (edited(lambda graph: graph.ClearField("output")), "no backend can run the model"),
+    "an operator without a name": (
+        edited(lambda graph: setattr(named(graph, "end"), "op_type", "")), "'op_type' of 'node' is required"),
+    "an attribute twice": (
+        edited(lambda graph: named(graph, "conv3").attribute.add(name="pads", type=7, ints=[0] * 4)),
+        "appeared multiple times"),
+    "an output that nothing computes": (
+        edited(lambda graph: graph.output.add(name="none").type.CopyFrom(graph.output[0].type)),
+        "is not an output of any node"),
+    "an output that is the input": (
+        edited(lambda graph: graph.output.append(graph.input[0])), None),
+    "strings of another number": (edited(words(7)), "string_data size (1) is too small"),
+    "strings of terabytes": (edited(words(HUGE)), "do not fit its shape"),
+    "a weight of unknown type": (
+        edited(lambda graph: setattr(graph.initializer[0], "data_type", 99)), "type 99 have no size"),
+    "a weight in two fields": (
+        edited(lambda graph: graph.initializer[0].float_data.extend([1.0] * 144)), "one and only one value field"),
+    "a weight of an inner graph that hides one around it": (edited(shadowing), None),
+    "an output of an inner graph that hides one around it": (
+        edited(shadowing_outputs), "single static assignment"),
+    "a training step": (of_model(lambda: trained(valid().graph)), None),
 }  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -18,6 +19,7 @@ from blocks import build, fold_bn
 from nets import Net
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from repfuse import blockcheck
 from repfuse.blockcheck import LIMIT, BlockCheck, check_blocks
 from repfuse.fusion import FuseResult, fuse
 from repfuse.patterns import Example, Pattern, load_patterns
@@ -396,3 +398,14 @@ def test_functions_are_graphs() -> None:
     node = next(n for n in result.model.functions[0].node if n.op_type == "Conv")
     attribute(node, "pads").ints[:] = [0, 2, 2, 0]
     assert errors(check_blocks(model, result))[0] > LIMIT
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_half_an_ulp_is_half_the_distance_to_the_next_number(dtype: type[np.generic]) -> None:
+    kind = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    powers = [2.0**e for e in (-9, -1, 0, 1, 7)]
+    values = np.array([0, *powers, *(-1.5 * p for p in powers), kind.smallest_normal], dtype)
+    unsigned = abs(values.astype(np.float64)).astype(dtype)
+    following = (unsigned.view(f"u{unsigned.itemsize}") + 1).view(dtype).astype(np.float64)
+    halves = (following - unsigned.astype(np.float64)) / 2
+    assert np.array_equal(blockcheck._half_ulp(values), halves)

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 from commandline import FAST, repfuse
-from hostile import CASES
+from hostile import CASES, doubling, recursive_function
+from rich.text import Text
+
+from repfuse.errors import BadInputError, VerificationError
+from repfuse.expansion import refuse_explosive
+from repfuse.voice import Voice
 
 ROOM = 3 * 2**30
 """Bytes of address space that each case may take beyond what is there already."""
@@ -51,11 +56,32 @@ def test_hostile_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (line,) = result.stderr.splitlines()
         assert line.startswith("Error: ")
         assert sentence in line
-        assert len(line) < 600
+        assert len(line) < 1100
+        assert line.isprintable()
 
 
 def test_the_page_lists_every_case_and_what_comes_of_it() -> None:
-    listed = re.findall(r"^\| (.*?) \| (\d) \|", PAGE, re.M)
+    listed = re.findall(r"^\| ([^|]*) \| (\d) \|", PAGE, re.M)
     assert sorted((name, 2 if sentence else 0) for name, (_, sentence) in CASES.items()) == sorted(
         (name, int(code)) for names, code in listed for name in names.split("; ")
     )
+
+
+def test_what_is_printed_holds_no_escape_sequences_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    Voice().say(Text("name \x1b[31m\u202e\nof a node"), Text("Gerät 你好"))
+    assert capsys.readouterr().out == "name \\x1b[31m\\u202e\nof a node\nGerät 你好\n"
+
+
+def test_errors_are_text_that_a_terminal_shows() -> None:
+    assert str(BadInputError("one\ntwo\x1b")) == r"one\ntwo\x1b"
+    assert str(VerificationError("one\n  two\x1b")) == "one\n  two\\x1b"
+    assert len(str(BadInputError("x" * 9999))) == 1005
+
+
+def test_functions_are_counted_where_they_are_called() -> None:
+    refuse_explosive(doubling(18)(), "m")
+    with pytest.raises(
+        BadInputError, match=r"^m: its functions call each other so often that it would be more than"
+    ):
+        refuse_explosive(doubling(19)(), "m")
+    refuse_explosive(recursive_function(), "m")

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from repfuse import part
 from repfuse.part import Part, UnrunnableError
 
 
@@ -19,6 +20,7 @@ from repfuse.part import Part, UnrunnableError
         ("Conv", {"group": 2, "strides": [2, 1], "pads": [4, 0, 1, 9]}),
         ("Conv", {"dilations": [1, 2], "pads": [9, 9, 0, 1]}),
         ("Conv", {"auto_pad": "VALID", "group": 4}),
+        ("Conv", {"auto_pad": "VALID", "group": 4, "strides": [3, 2], "dilations": [1, 2], "pads": [0] * 4}),
         ("Conv", {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
         ("AveragePool", {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "count_include_pad": 1}),
         ("AveragePool", {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 1]}),
@@ -42,6 +44,16 @@ def test_faster_operators_compute_what_the_reference_computes(
     reference: Any = ReferenceEvaluator(helper.make_model(graph, opset_imports=imports))
     actual = Part([node], {}, imports).run(feeds)["y"]
     np.testing.assert_allclose(actual, reference.run(None, feeds)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_images_may_be_convolved_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    feeds = {"x": random.normal(size=(3, 4, 9, 7)), "w": random.normal(size=(6, 2, 3, 2))}
+    imports = [helper.make_opsetid("", 19)]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=2)
+    whole = Part([node], {}, imports).run(feeds)["y"]
+    monkeypatch.setattr(part, "_COLUMNS", 1)
+    np.testing.assert_allclose(Part([node], {}, imports).run(feeds)["y"], whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("opset", [7, 9, 13, 14])
