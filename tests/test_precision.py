@@ -50,7 +50,11 @@ def errors(proto: ModelProto, dtype: np.dtype[np.generic], seed: int) -> list[tu
 
 @pytest.mark.parametrize("kind", HALF)
 def test_blocks_are_no_farther_from_the_truth_than_before(kind: str) -> None:
-    """In one block it may be: `x + conv(x)` needs 1 + w in one weight. Over all, fusing saves roundings."""
+    """In one block it may be: `x + conv(x)` needs 1 + w in one weight. Over all, fusing saves roundings.
+
+    Rounding the merged weights moves an output about as far as rounding the output itself, once, so the error grows
+    by the root of 2 at most: where the block rounded little else before, all branches but one being small.
+    """
     dtype, opset = HALF[kind]
     blocks = [
         build(pattern, form(example), dtype=dtype, opset=opset)
@@ -58,11 +62,13 @@ def test_blocks_are_no_farther_from_the_truth_than_before(kind: str) -> None:
         for example in pattern.examples
         for form in (lambda example: example, fold_bn)
     ]
-    pairs = np.array([found for seed, block in enumerate(blocks) if (found := errors(block, dtype, seed))])
-    assert len(pairs) > 100
-    ratios = pairs[:, 1] / pairs[:, 0]  # each block: of the mean error, of the largest one
+    draws = [[found for seed in range(3) if (found := errors(block, dtype, seed))] for block in blocks]
+    means = np.array([np.mean(found, axis=0) for found in draws if found])
+    assert len(means) > 100
+    ratios = means[:, 1] / means[:, 0]  # each block: of the mean error, of the largest one
     assert np.all(np.exp(np.log(ratios).mean(axis=0)) < 0.9)
-    assert np.all(ratios[:, 0] < 1.6)
+    assert np.all(ratios[:, 0] < np.sqrt(2))
+    assert np.mean(ratios[:, 0] > 1.1) < 0.1
 
 
 def tiny(scale: float, shift: float = 0.0, kind: type[np.generic] = np.float16) -> ModelProto:
