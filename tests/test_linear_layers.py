@@ -70,6 +70,9 @@ CONSTANTS = {
             [node("Gemm", ["x", "w", "row"], ["t"]), node("Neg", ["t"], ["y"])], id="bias of one row"
         ),
         pytest.param(
+            [node("Gemm", ["x", "w", "two"], ["t"]), node("Neg", ["t"], ["y"])], id="bias of one value"
+        ),
+        pytest.param(
             [gemm("x", "w", "t"), gemm("x", "wt", "u", transB=1), node("Add", ["t", "u"], ["y"])],
             id="parallel",
         ),
@@ -315,3 +318,12 @@ def test_a_matmul_among_scales_and_shifts_is_one_affine_map(data: st.DataObject)
     actual = run(fuse(proto).model, x)
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_bias_of_rows_is_refused_however_many_outputs_there_are(rows: int) -> None:
+    """With as many rows as outputs, the number of its values does not tell."""
+    nodes = [node("Gemm", ["x", "w", "c"], ["t"]), node("Neg", ["t"], ["y"])]
+    constants = {"w": draw(C_IN, 2), "c": draw(rows, 1, seed=1)}
+    result = fuse(model(nodes, {"x": (rows, C_IN)}, ["y"], constants))
+    assert not result.changed

@@ -184,6 +184,7 @@ def test_a_shift_stops_at_padding(first: Axis, second: Axis, expected: Axis | st
         pytest.param(PAD, VALID3, None, id="pad-with-shift-behind-it-into-3"),
         pytest.param(CROP, SAME3, ACROSS, id="crop-into-padded-3"),
         pytest.param(Axis(3, 3), Axis(begin=1), SHIFTED, id="patches-into-padding"),
+        pytest.param(Axis(2, 3), Axis(begin=1), SHIFTED, id="patches-of-two-into-padding"),
         pytest.param(PAD, PAD, SHIFTED, id="pad-with-shift-behind-it-into-pad"),
     ],
 )
