@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,18 +147,25 @@ def about(stories: Sequence[Story], name: str, path: str | os.PathLike[str]) -> 
     return found
 
 
+_COLOURS = {Outcome.FUSED: "green", Outcome.REFUSED: "yellow", Outcome.KEPT: "cyan"}
+
+
 def tree(path: str | os.PathLike[str], stories: Sequence[Story]) -> Tree:
     """The stories as a tree to print."""
-    fused = sum(story.remark.outcome is Outcome.FUSED for story in stories)
-    left = len(stories) - fused
-    head = f"{path}: {counted(len(stories), 'group')}, {fused} can be fused, {left} cannot"
+    counts = Counter(story.remark.outcome for story in stories)
+    fused, refused, kept = (counts[outcome] for outcome in Outcome)
+    head = f"{path}: {counted(fused + refused, 'group')}, {fused} can be fused, {refused} cannot"
+    head += (
+        f"; {kept} other {'join or sequence stays' if kept == 1 else 'joins and sequences stay'}"
+        if kept
+        else ""
+    )
     root = Tree(Text(head, "bold"), guide_style="dim")
     for story in stories:
         remark = story.remark
-        colour = "green" if remark.outcome is Outcome.FUSED else "yellow"
         place = f" in {remark.graph}" if remark.graph else ""
-        group = root.add(Text(f"{remark.outcome.value}  {remark.node}{place}", colour))
-        group.add(Text(remark.message))
+        group = root.add(Text(f"{remark.outcome.value}  {remark.node}{place}", _COLOURS[remark.outcome]))
+        group.add(Text(remark.sentence))
         if story.cost:
             group.add(Text(story.cost))
         _grow(group, story.whole)
@@ -209,7 +217,7 @@ class Walker:
         while (position := self._scope.producer(tensor)) is not None and inside(position):
             node = self._scope.nodes[position]
             names.add(node.name or node.output[0])
-            ops.insert(0, self._op(position))
+            ops.insert(0, self.op(position))
             inputs = self._groups.data_inputs(position)
             if len(inputs) > 1:
                 parts = tuple(self.branch(name, inside) for name in inputs)
@@ -221,7 +229,8 @@ class Walker:
         nodes = frozenset(names).union(*(part.nodes for part in parts))
         return Branch("" if parts else tensor, tuple(ops), parts, nodes)
 
-    def _op(self, position: int) -> Op:
+    def op(self, position: int) -> Op:
+        """A node in words."""
         kind, name = self._scope.nodes[position].op_type, self._scope.name(position)
         lifted = self._groups.lifted.get(position)
         if lifted is None:
@@ -241,23 +250,37 @@ class _Teller:
         self._groups = groups
         self._scope = groups.scope
         self._nodes = graph_of(groups.scope)
-        self._branch = Walker(groups).branch
+        self._walker = Walker(groups)
+        self._branch = self._walker.branch
         self._result = result
         self._elements = elements
+        self._edits = {edit.removed[-1]: edit for edit in result.edits if edit.graph == groups.scope.label}
 
     def stories(self) -> Iterator[Story]:
         positions = {self._scope.name(position): position for position in range(len(self._scope.nodes))}
-        edits = {edit.removed[-1]: edit for edit in self._result.edits if edit.graph == self._scope.label}
         mine = (remark for remark in self._result.remarks if remark.graph == self._scope.label)
         for remark in sorted(mine, key=lambda remark: positions[remark.node]):
             root = positions[remark.node]
-            edit = edits.get(remark.node) if remark.outcome is Outcome.FUSED else None
+            edit = self._edits.get(remark.node) if remark.outcome is Outcome.FUSED else None
             if edit:
                 gone = {positions[name] for name in edit.removed}
-                whole = self._branch(edit.output, gone.__contains__)
-                yield Story(remark, whole, self._cost(gone, edit))
+                yield Story(remark, self._branch(edit.output, gone.__contains__), self._cost(gone, edit))
+            elif remark.nodes:
+                yield Story(remark, self._row([positions[label] for label in remark.nodes]))
             else:
                 yield Story(remark, self._branch(self._scope.nodes[root].output[0], self._is_before(root)))
+
+    def _row(self, row: Sequence[int]) -> Branch:
+        """A sequence that stays, a group in it that is fused as one op."""
+        ops = []
+        for position in row:
+            op = self._walker.op(position)
+            edit = self._edits.get(op.label)
+            ops.append(Op(op.kind, op.label, f"(fused: {edit.kernel})") if edit else op)
+        first = self._edits.get(ops[0].label)
+        source = first.source if first else next(iter(self._groups.data_inputs(row[0])), "")
+        nodes = (self._scope.nodes[position] for position in row)
+        return Branch(source, tuple(ops), (), frozenset(node.name or node.output[0] for node in nodes))
 
     def _is_before(self, root: int) -> Callable[[int], bool]:
         """Whether a node belongs to the group of a join that stays: up to where a tensor has several users."""

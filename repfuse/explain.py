@@ -1,51 +1,108 @@
-"""Why a join was left alone: one refusal for each, which names the node that stands in the way."""
+"""Why a join was left alone: one remark for each, which names the node that stands in the way."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from repfuse.choose import Candidate
 from repfuse.groups import WEIGHTED, Groups, Operand
+from repfuse.merges import Merge, Rewrite
 from repfuse.remarks import Outcome, Remark
-from repfuse.ways import Merge
+from repfuse.savings import Savings
+from repfuse.sequences import OF_NO_PATTERN, Reason, left, outside_user
 from repfuse.window import Refusal
 
 _SEARCHED = 32
 """How many nodes back from an operand a tensor that the operands of a join share is looked for."""
 
+_NAMED = 3
+"""How many ends of branches a remark names."""
+
 
 def refusals(
-    groups: Groups, chosen: Sequence[Candidate], fits: Callable[[Merge], bool] = lambda _: True
+    groups: Groups,
+    chosen: Sequence[Candidate],
+    made: Sequence[Candidate],
+    fits: Callable[[Merge], bool] = lambda _: True,
 ) -> list[Remark]:
-    """A remark for each join whose operands share a source in some way, with a weight on the way, and that stays.
+    """A remark for each join that stays, for each linear sequence that does, and for each node that makes no sense.
 
-    A join of which only some operands were merged has one, too, if another operand follows from their source; and
-    so has each node that makes no sense.
+    A join is refused if its operands share a source in some way, with a weight on the way. One of which only some
+    operands were merged has a remark, too, if another operand follows from their source.
+
+    Args:
+        groups: The graph.
+        chosen: What was to be fused.
+        made: What was fused of that; the others have their remarks already.
+        fits: Whether a merge is of a kind that was asked for.
     """
-    label, name = groups.scope.label, groups.scope.name
-    invalid = [
-        Remark(Outcome.REFUSED, name(at), f"{name(at)} {refusal.reason}", name(at), label, invalid=True)
-        for at, refusal in sorted(groups.blocked.items())
-        if refusal.invalid
-    ]
-    partial = (each for each in chosen if each.rest and each.root in groups.joins)
-    found = [(each.root, _left_out(groups, each)) for each in partial]
+    savings = Savings(groups, made)
     gone = {position for candidate in chosen for position in candidate.replaced}
-    for position in sorted(groups.joins.keys() - gone, reverse=True):
-        if position not in gone:
-            operands, joins = groups.flattened(position)
-            gone.update(joins)
-            found.append((position, _reason(groups, operands, fits)))
-    return invalid + [
-        Remark(Outcome.REFUSED, name(position), *reason, label)
-        for position, reason in sorted(found, key=lambda each: each[0])
-        if reason
+    found = [
+        *_invalid(groups),
+        *_partial_joins(groups, made, fits, savings),
+        *_joins(groups, gone, fits, savings),
+        *left(groups, made, gone, fits, savings),
     ]
+    return [remark for _, remark in sorted(found, key=lambda each: (not each[1].invalid, each[0]))]
 
 
-Reason = tuple[str, str]
-"""A sentence, and the node that is to blame; empty where no single one is."""
+Found = Iterator[tuple[int, Remark]]
+"""Remarks, each with the position of its node."""
+
+
+def _invalid(groups: Groups) -> Found:
+    name = groups.scope.name
+    for at, refusal in groups.blocked.items():
+        if refusal.invalid:
+            message = f"{name(at)} {refusal.reason}"
+            yield at, Remark(Outcome.REFUSED, name(at), message, name(at), groups.scope.label, invalid=True)
+
+
+def _partial_joins(
+    groups: Groups, made: Sequence[Candidate], fits: Callable[[Merge], bool], savings: Savings
+) -> Found:
+    for candidate in made:
+        root = candidate.root
+        if not candidate.rest or root not in groups.joins:
+            continue
+        if reason := _left_out(groups, candidate):
+            yield root, _remark(groups, Outcome.REFUSED, root, reason)
+        for merge in candidate.merges:
+            others = [each for each in candidate.rest if merge.source in groups.forms(each.tensor)]
+            if others:
+                operands = [*merge.terms, *others]
+                (sentence, blocker), whole = _why_not_merged(groups, merge.source, operands, fits)
+                rest = [part for part in candidate.rewrite.parts if part not in (merge, *others)]
+                saving = savings.of(root, Rewrite((whole, *rest))) if whole else None
+                reason = f"merged in part only: {sentence}", blocker
+                yield root, _remark(groups, Outcome.KEPT, root, reason, saving)
+
+
+def _joins(groups: Groups, gone: set[int], fits: Callable[[Merge], bool], savings: Savings) -> Found:
+    inside = set(gone)
+    for position in sorted(groups.joins.keys() - gone, reverse=True):
+        if position in inside:
+            continue
+        operands, joins = groups.flattened(position)
+        inside.update(joins)
+        shared = _shared_source(groups, operands)
+        if shared:
+            reason, merge = _why_not_merged(groups, *shared, fits)
+            rest = [operand for operand in operands if operand not in shared[1]]
+            saving = savings.of(position, Rewrite((merge, *rest))) if merge else None
+            yield position, _remark(groups, Outcome.REFUSED, position, reason, saving)
+        elif blocked := _obstacle(groups, operands, of=operands):
+            yield position, _remark(groups, Outcome.REFUSED, position, blocked)
+        else:
+            yield position, _remark(groups, Outcome.KEPT, position, _apart(groups, operands))
+
+
+def _remark(
+    groups: Groups, outcome: Outcome, position: int, reason: Reason, saving: float | None = None
+) -> Remark:
+    return Remark(outcome, groups.scope.name(position), *reason, groups.scope.label, saving=saving)
 
 
 def _left_out(groups: Groups, candidate: Candidate) -> Reason | None:
@@ -55,12 +112,17 @@ def _left_out(groups: Groups, candidate: Candidate) -> Reason | None:
     return (f"merged in part only: {reason[0]}", reason[1]) if reason else None
 
 
-def _reason(groups: Groups, operands: Sequence[Operand], fits: Callable[[Merge], bool]) -> Reason | None:
-    """Why the operands of a join were not merged; None if they are no group."""
-    shared = _shared_source(groups, operands)
-    if shared is not None:
-        return _why_not_merged(groups, *shared, fits)
-    return _obstacle(groups, operands, of=operands)
+def _apart(groups: Groups, operands: Sequence[Operand]) -> Reason:
+    """Why the operands of a join are no group: where each of them ends to be linear."""
+    ends = dict.fromkeys(list(groups.forms(operand.tensor))[-1] for operand in operands)
+    if len(ends) == 1:
+        return f"has no weight on the way from '{next(iter(ends))}', from which all its operands follow", ""
+    makers = {end: groups.scope.producer(end) for end in ends}
+    names = {end: f"'{end}'" if at is None else groups.scope.name(at) for end, at in makers.items()}
+    blocker = next((names[end] for end, at in makers.items() if at is not None), "")
+    listed = ", ".join(list(names.values())[:_NAMED])
+    listed += f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"its operands follow from different tensors, those of {listed}", blocker
 
 
 def _shared_source(groups: Groups, operands: Sequence[Operand]) -> tuple[str, list[Operand]] | None:
@@ -77,33 +139,20 @@ def _shared_source(groups: Groups, operands: Sequence[Operand]) -> tuple[str, li
 
 def _why_not_merged(
     groups: Groups, source: str, operands: Sequence[Operand], fits: Callable[[Merge], bool]
-) -> Reason:
+) -> tuple[Reason, Merge | None]:
+    """Why branches of one source stay, and the merge of them if there is one."""
     windows = [groups.forms(operand.tensor)[source].window for operand in operands]
     total = groups.sum(windows, source)
     if isinstance(total, Refusal):
-        return f"cannot be merged: {total.reason}", ""
-    if not fits(Merge(source, tuple(operands), total)):
-        return "is of no pattern that was asked for", ""
+        return (f"cannot be merged: {total.reason}", ""), None
+    merge = Merge(source, tuple(operands), total)
+    if not fits(merge):
+        return (OF_NO_PATTERN, ""), merge
     for operand in operands:
-        user = _outside_user(groups, operand, source)
-        if user:
-            name = user if user != _CALLER else ""
-            return f"would add work: '{operand.tensor}' must stay, since {user} uses it as well", name
+        if operand.tensor != source and (reason := outside_user(groups, operand.tensor, groups.joins)):
+            return reason, merge
     taps = " + ".join(str(each.taps) for each in windows)
-    return f"would not pay: {taps} taps would become {total.taps}, group {total.group}", ""
-
-
-_CALLER = "the graph's caller or a subgraph"
-
-
-def _outside_user(groups: Groups, operand: Operand, source: str) -> str:
-    """Who else uses an operand that would otherwise go."""
-    if operand.tensor == source:
-        return ""
-    if operand.tensor in groups.scope.kept:
-        return _CALLER
-    users = [position for position in groups.scope.consumers(operand.tensor) if position not in groups.joins]
-    return groups.scope.name(users[0]) if users else ""
+    return (f"would not pay: {taps} taps would become {total.taps}, group {total.group}", ""), merge
 
 
 def _obstacle(groups: Groups, operands: Sequence[Operand], *, of: Sequence[Operand]) -> Reason | None:

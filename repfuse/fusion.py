@@ -6,7 +6,7 @@ import contextlib
 import copy
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -240,7 +240,7 @@ def _fused_in_place(
                 edits.append(outcome)
         gone = {position for candidate in made for position in candidate.replaced}
         write_out(groups, gone, patch)
-        left_alone = refusals(groups, [each.candidate for each in settled], families.has)
+        left_alone = refusals(groups, [each.candidate for each in settled], made, families.has)
         remarks += summarized(scope, left_alone, fused=bool(made))
     if edits:
         patch.apply()
@@ -265,8 +265,12 @@ class _Maker:
     def make(self, candidate: Candidate) -> Edit | Refused:
         if reason := self.how.why_left(place_of(self.groups, candidate)):
             name, label = self.groups.scope.name(candidate.root), self.groups.scope.label
-            return Refused(Remark(Outcome.REFUSED, name, reason, graph=label))
-        return rewrite(self.groups, candidate, self.families.names(candidate.merges), self.patch)
+            saving = None if reason == SLOWER else candidate.saving
+            return Refused(Remark(Outcome.REFUSED, name, reason, graph=label, saving=saving))
+        made = rewrite(self.groups, candidate, self.families.names(candidate.merges), self.patch)
+        if isinstance(made, Edit):
+            return made
+        return replace(made, remark=replace(made.remark, saving=candidate.saving))
 
 
 class _Families:

@@ -25,7 +25,7 @@ from repfuse.details import Details, Group
 from repfuse.drawing import Box, Drawing, Line, alike, draw, shortened
 from repfuse.figures import changed_by, counted, milliseconds, si
 from repfuse.int8 import BAD, NOTABLE, BlockNoise, WeightNoise
-from repfuse.remarks import Outcome, Remark
+from repfuse.remarks import Outcome, Remark, by_outcome
 from repfuse.report import Report
 from repfuse.schedule import Schedule
 
@@ -55,15 +55,13 @@ def page(found: Report, details: Details, *, command: str, failure: str = "") ->
     environment = Environment(
         loader=PackageLoader("repfuse", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    fused = sum(remark.outcome is Outcome.FUSED for remark in found.remarks)
     checks = found.verification.checks if found.verification else ()
     return environment.get_template("page.html").render(
         title=f"repfuse: {found.source.name}",
         version=__version__,
         verdict={"bad": bool(failure), "text": failure or _verdict(found)},
         notes=found.notes,
-        summary=f"{counted(len(found.remarks), 'group')} found: {fused} fused, "
-        f"{len(found.remarks) - fused} refused.",
+        summary=f"{report.group_count(found.remarks)}.",
         families=Counter(edit.pattern for edit in found.edits).most_common(),
         sizes=report.size_rows(found.before, found.after) if found.before and found.after else [],
         latency=_latency(found.benchmarks),
@@ -73,7 +71,8 @@ def page(found: Report, details: Details, *, command: str, failure: str = "") ->
         activations=_activations(details.before, details.after),
         quantization=_quantization(found.quantization),
         drawings=_drawings(details.groups),
-        remarks=_remarks(found.remarks),
+        refused=_remarks(found.remarks, Outcome.REFUSED, "group"),
+        kept=_remarks(found.remarks, Outcome.KEPT, "place"),
         provenance=_provenance(found, details, command),
     )
 
@@ -344,16 +343,15 @@ def _lines(words: str) -> list[str]:
     return [each if len(each) <= LETTERS + 1 else f"{each[:LETTERS]}…" for each in (first, rest) if each]
 
 
-def _remarks(remarks: Sequence[Remark]) -> list[Mapping[str, Any]]:
-    """Refusals, those that say the same of different nodes together."""
-    refused = [remark for remark in remarks if remark.outcome is Outcome.REFUSED]
-    kinds = report.alike(refused)
+def _remarks(remarks: Sequence[Remark], outcome: Outcome, what: str) -> list[Mapping[str, Any]]:
+    """Remarks of one outcome, those that say the same of different nodes together."""
+    kinds = report.alike(by_outcome(remarks, outcome))
     return [
         {
-            "title": f"{counted(len(some), 'group')}: {some[0].message}"
+            "title": f"{counted(len(some), what)}: {some[0].sentence}"
             + (" (for one)" if len(some) > 1 else ""),
             "rows": [
-                (f"{each.node}{f' in {each.graph}' if each.graph else ''}", each.message) for each in some
+                (f"{each.node}{f' in {each.graph}' if each.graph else ''}", each.sentence) for each in some
             ],
         }
         for some in sorted(kinds, key=lambda some: -len(some))

@@ -1,4 +1,4 @@
-"""Remarks: what repfuse did and what it left alone, one sentence for each join or node.
+"""Remarks: what repfuse did and what it left alone, one sentence for each join, sequence or node.
 
 They are a compiler's optimization remarks: a `Remark` names the node, tells whether it was fused, and if
 not, which node stands in the way and why. `Edit` is the record of one change made to a model. The report
@@ -13,12 +13,18 @@ from enum import Enum
 
 from repfuse.errors import BadInputError
 
+LITTLE = 0.005
+"""A share of the cost that nobody would notice."""
+
 
 class Outcome(str, Enum):
-    """What became of a group of branches."""
+    """What became of a group of branches, or of ops that are none."""
 
     FUSED = "fused"
     REFUSED = "refused"
+    """A group of branches, which share a source, was left alone."""
+    KEPT = "kept"
+    """Linear ops in a row, or a join whose operands are no group, are as they were: nobody need do anything."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,16 @@ class Remark:
     """What happened at one node, and why.
 
     Attributes:
-        outcome: Whether the group that ends at `node` was fused.
-        node: The label of the join (or of the last node of a chain) that the remark is about.
+        outcome: What became of what ends at `node`.
+        node: The label of the join (or of the last node of a sequence) that the remark is about.
         message: A sentence that a user can act on; for a refusal it names the node that blocks.
         blocker: The label of the node that stands in the way; empty where none does.
         graph: The graph that holds the node: empty for the main graph, else `function domain:name` or
             the path of a subgraph.
         invalid: Whether the model is not valid, for what the message says: the commands refuse it.
+        nodes: Labels of the nodes of a sequence that was left, in order; empty for a join.
+        saving: What merging would save if nothing stood in the way, as a share of what the nodes concerned cost,
+            by the cost model; negative where it would cost more, null where there is nothing to compare with.
     """
 
     outcome: Outcome
@@ -41,6 +50,16 @@ class Remark:
     blocker: str = ""
     graph: str = ""
     invalid: bool = False
+    nodes: tuple[str, ...] = ()
+    saving: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The message, and in words what merging would save."""
+        if self.saving is None:
+            return self.message
+        but_for_that = "but for that, " if self.saving >= LITTLE else ""
+        return f"{self.message}; {but_for_that}merging would {_in_words(self.saving)}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,21 @@ class Edit:
     removed: tuple[str, ...]
     added: tuple[str, ...]
     kernel: str
+
+
+def by_outcome(remarks: Iterable[Remark], outcome: Outcome) -> list[Remark]:
+    """Those of the remarks."""
+    return [remark for remark in remarks if remark.outcome is outcome]
+
+
+def _in_words(saving: float) -> str:
+    """Such as `save 12 %`, or `cost 3.1 times as much`."""
+    if abs(saving) < LITTLE:
+        return "save nothing"
+    if saving > 0:
+        return f"save {100 * saving:.0f} %"
+    factor = 1 - saving
+    return f"cost {factor:.{2 if factor < 2 else 1 if factor < 10 else 0}f} times as much"
 
 
 def refuse_invalid(name: str, remarks: Iterable[Remark]) -> None:

@@ -25,7 +25,7 @@ from repfuse.culprit import BadBlock
 from repfuse.figures import Row, changed_by, counted, figure_table, milliseconds, si, two_columns
 from repfuse.int8 import BlockNoise
 from repfuse.plain import as_plain
-from repfuse.remarks import Edit, Outcome, Remark
+from repfuse.remarks import Edit, Outcome, Remark, by_outcome
 from repfuse.stats import Stats
 from repfuse.tuning import Trial, Tuning
 from repfuse.verification import Verification
@@ -86,21 +86,25 @@ def groups(edits: Sequence[Edit], remarks: Sequence[Remark], *, verbose: bool) -
     Args:
         edits: What was changed.
         remarks: What was found.
-        verbose: List every remark; else the first few refusals of each kind.
+        verbose: List every remark; else the first few refusals of each kind, and nothing of what is no group.
     """
-    if not remarks:
-        return Text(
-            "Nothing to fuse: no linear branches meet in this model (fused already, or never branched)."
-        )
-    fused = [remark for remark in remarks if remark.outcome is Outcome.FUSED]
-    refused = [remark for remark in remarks if remark.outcome is Outcome.REFUSED]
-    head = f"{counted(len(remarks), 'group')} found: {len(fused)} fused, {len(refused)} refused"
+    fused, refused, kept = (by_outcome(remarks, outcome) for outcome in Outcome)
+    nothing = "Nothing to fuse: no linear branches meet in this model (fused already, or never branched)."
+    head = Text(group_count(remarks), "bold") if fused or refused else Text(nothing)
     families = Counter(edit.pattern for edit in edits).most_common()
     rows = [("fused", f"{count} x {family}") for family, count in families]
     if verbose:
         rows += map(_row, fused)
     rows += _few_of_each_kind(refused, len(refused) if verbose else FEW)
-    return Group(Text(head, "bold"), Padding(two_columns(rows), (0, 0, 0, 2)))
+    if verbose:
+        rows += map(_row, kept)
+    return Group(head, Padding(two_columns(rows), (0, 0, 0, 2))) if rows else head
+
+
+def group_count(remarks: Sequence[Remark]) -> str:
+    """How many groups there are, and what became of them, in a few words."""
+    fused, refused = (len(by_outcome(remarks, each)) for each in (Outcome.FUSED, Outcome.REFUSED))
+    return f"{counted(fused + refused, 'group')} found: {fused} fused, {refused} refused"
 
 
 def tuning(found: Tuning) -> RenderableType:
@@ -263,9 +267,10 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
             "output": report.target and str(report.target),
             "written": report.written,
             "groups": {
-                "found": len(report.remarks),
+                "found": outcomes[Outcome.FUSED] + outcomes[Outcome.REFUSED],
                 "fused": outcomes[Outcome.FUSED],
                 "refused": outcomes[Outcome.REFUSED],
+                "kept": outcomes[Outcome.KEPT],
             },
             "edits": report.edits,
             "remarks": report.remarks,
@@ -312,7 +317,7 @@ def alike(remarks: Sequence[Remark]) -> list[list[Remark]]:
 
 def _row(remark: Remark) -> Row:
     place = f" in {remark.graph}" if remark.graph else ""
-    return remark.outcome.value, f"{remark.node}{place}: {remark.message}"
+    return remark.outcome.value, f"{remark.node}{place}: {remark.sentence}"
 
 
 def _error_row(check: OutputCheck) -> Sequence[RenderableType]:

@@ -82,7 +82,12 @@ def test_each_model_is_fused_and_recorded(folder: Path) -> None:
     assert Path("out/plain.onnx").read_bytes() == Path("models/plain.onnx").read_bytes()
     assert not Path("out/text.onnx").exists()
     assert {line["source"]: line["status"] for line in lines()} == EVERYTHING
-    assert records[0].report and records[0].report["groups"] == {"found": 1, "fused": 1, "refused": 0}
+    assert records[0].report and records[0].report["groups"] == {
+        "found": 1,
+        "fused": 1,
+        "refused": 0,
+        "kept": 0,
+    }
     assert records[3].message.startswith("not an ONNX file")
 
 

@@ -202,13 +202,13 @@ def template(node: ast.expr) -> str:
 
 
 def sentences(path: Path) -> Iterator[str]:
-    """What a module gives as reasons: to `Refusal`, and in explain.py in a pair with the node to blame."""
+    """What a module gives as reasons: to `Refusal`, and where remarks are made in a pair with the node to blame."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
             reason = template(node.args[0])
             assert reason, f"{path.name}, line {node.lineno}: a reason that is no literal cannot be looked up"
             yield reason
-        if path.stem == "explain" and isinstance(node, ast.Tuple):
+        if path.stem in ("explain", "sequences") and isinstance(node, ast.Tuple):
             yield from (text for text in map(template, node.elts) if " " in text)
 
 

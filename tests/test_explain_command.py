@@ -5,6 +5,8 @@ from pathlib import Path
 import onnx
 import pytest
 from commandline import BLOCKED, PLAIN, enter_folder, model, repfuse
+from nets import Net
+from onnx import TensorProto
 
 from repfuse import anatomy, model_io
 from repfuse.anatomy import Branch, graph_of
@@ -46,6 +48,32 @@ def test_what_stands_in_the_way(folder: Path) -> None:
         "        ├── 'a'",
         "        └── 'a' -> Relu 'relu' (is not linear)",
     ]
+
+
+def test_what_is_no_group(folder: Path) -> None:
+    net = Net(4, dtype=TensorProto.FLOAT)
+    joined = net.add(net.conv(net.x), net.conv(net.x, 1))
+    other = net.conv(net.input("z", 4, (7, 6)))
+    onnx.save(net.model(net.add(net.node("Relu", net.conv(joined)), other)), "in.onnx")
+    assert explained("in.onnx") == [
+        "in.onnx: 1 group, 1 can be fused, 0 cannot; 2 other joins and sequences stay",
+        "├── fused  Add 'add_3'",
+        "│   ├── RepConv: 3 nodes became Conv 'add_3/fused_conv', 3x3 4->4",
+        "│   ├── 3 nodes -> 1; multiply-adds for each position: 160 -> 144",
+        "│   └── Add 'add_3'",
+        "│       ├── 'x' -> Conv 'conv_1' 3x3 4->4",
+        "│       └── 'x' -> Conv 'conv_2' 1x1 4->4",
+        "├── kept  Conv 'conv_5'",
+        "│   ├── follows the Conv in place of Add 'add_3' linearly: Conv 'conv_5' pads with zeros what an op "
+        "before it computes from across the border; merging would cost 1.32 times as much",
+        "│   └── 'x' -> Add 'add_3' (fused: 3x3 4->4) -> Conv 'conv_5' 3x3 4->4",
+        "└── kept  Add 'add_7'",
+        "    ├── its operands follow from different tensors, those of Relu 'relu_6', 'z'",
+        "    └── Add 'add_7'",
+        "        ├── 'conv_5' -> Relu 'relu_6' (is not linear)",
+        "        └── 'z' -> Conv 'conv_4' 3x3 4->4",
+    ]
+    assert explained("in.onnx", "--node", "conv_5")[1].endswith("kept  Conv 'conv_5'")
 
 
 def test_nothing_to_explain(folder: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from browser import Browser, chromium
 from commandline import BLOCKED, FAST, enter_folder, files, model, quick, repfuse, wrong
 
 import repfuse as package
+from repfuse import Outcome, Remark
+from repfuse.details import Details
+from repfuse.page import page
+from repfuse.report import Report
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = str(ROOT / "tests" / "models" / "repvgg_a0-narrow.ts.onnx")
@@ -104,6 +109,21 @@ def test_everything_is_in_it(report: Path) -> None:
     ]
     for each in (*hashed, *words, package.__version__):
         assert each in text, each
+
+
+def test_what_is_no_group_is_told_apart_from_what_was_refused() -> None:
+    remarks = [
+        Remark(Outcome.REFUSED, "Add 'a'", "Relu 'r' is not linear"),
+        *(Remark(Outcome.KEPT, f"Conv 'c{i}'", f"follows Conv 'b{i}' linearly", saving=0.12) for i in (1, 2)),
+    ]
+    text = unescape(page(Report(Path("in.onnx"), None, remarks=remarks), Details(), command=""))
+    assert "1 group found: 0 fused, 1 refused." in text
+    refused, kept = text.split("What is no group, or cannot gain", 1)
+    assert "1 group: Relu 'r' is not linear" in refused
+    assert "follows" not in refused
+    shown = "follows Conv 'b1' linearly; but for that, merging would save 12 %"
+    assert f"2 places: {shown} (for one)" in kept
+    assert "follows Conv 'b2' linearly; but for that" in kept
 
 
 def test_it_is_sound_html(report: Path) -> None:

@@ -75,6 +75,26 @@ def test_nothing_to_fuse_reads_otherwise_than_refused() -> None:
     assert "1 group found: 0 fused, 1 refused" in text(report.groups([], [blocked(0)], verbose=False))
 
 
+KEPT = Remark(Outcome.KEPT, "Conv 'c2'", "follows Conv 'c1' linearly: would not pay", saving=-2.1)
+
+
+def test_what_is_no_group_is_listed_only_if_asked_for() -> None:
+    for remarks, head in (([], "Nothing to fuse"), ([blocked(0)], "1 group found: 0 fused, 1 refused")):
+        brief = text(report.groups([], [*remarks, KEPT], verbose=False))
+        assert brief.startswith(head)
+        assert "Conv 'c2'" not in brief
+        long = text(report.groups([], [*remarks, KEPT], verbose=True)).splitlines()
+        assert long[0].startswith(head)
+        row = "Conv 'c2': follows Conv 'c1' linearly: would not pay; merging would cost 3.1 times as much"
+        assert long[-1].split(maxsplit=1) == ["kept", row]
+
+
+def test_what_is_no_group_is_not_counted_as_one() -> None:
+    found = report.as_dict(Report(Path("a"), None, remarks=[fused(0), blocked(0), KEPT, KEPT]), "1")
+    assert found["groups"] == {"found": 2, "fused": 1, "refused": 1, "kept": 2}
+    assert found["remarks"][-1]["saving"] == -2.1
+
+
 def test_a_remark_says_in_which_graph_it_is() -> None:
     remark = replace(blocked(1), graph="If 'if' then_branch")
     assert "Add 'add1' in If 'if' then_branch:" in text(report.groups([], [remark], verbose=False))
@@ -232,7 +252,7 @@ def test_json_has_everything_as_plain_values() -> None:
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert (plain["schema"], plain["repfuse"]) == (report.SCHEMA, "1.2.3")
     assert (plain["input"], plain["output"], plain["written"]) == ("in.onnx", "out.onnx", True)
-    assert plain["groups"] == {"found": 2, "fused": 1, "refused": 1}
+    assert plain["groups"] == {"found": 2, "fused": 1, "refused": 1, "kept": 0}
     assert plain["edits"][0]["removed"] == ["Conv 'a'", "Conv 'b'"]
     assert plain["remarks"][1]["outcome"] == "refused"
     assert plain["size"]["before"]["operators"] == {"Conv": 44}

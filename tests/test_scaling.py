@@ -139,6 +139,18 @@ def scales_between(joins: int) -> ModelProto:
     return model_of(lines, CONSTANTS)
 
 
+def rows(blocks: int) -> ModelProto:
+    """Convs in a row that stay, from each of which another row parts."""
+    lines: list[tuple[str, list[str], str]] = []
+    for i in range(blocks):
+        lines += [
+            ("Conv", [f"x{i}", "k3"], f"x{i + 1}"),
+            ("Conv", [f"x{i + 1}", "k3"], f"a{i}"),
+            ("Relu", [f"a{i}"], f"b{i}"),
+        ]
+    return model_of(lines, CONSTANTS)
+
+
 def counted(model: ModelProto) -> tuple[int, FuseResult]:
     """How many functions are called, Python's and others, to fuse a model."""
     calls = 0
@@ -168,10 +180,11 @@ def counted(model: ModelProto) -> tuple[int, FuseResult]:
         (wide_in_pairs, 1),
         (wide_and_scaled, 1),
         (scales_between, 1),
+        (rows, 0),
     ],
 )
 def test_the_work_grows_with_the_number_of_nodes(make: Callable[[int], ModelProto], edits: int) -> None:
-    fuse(make(2))  # what is done once is done now
+    fuse(make(20))  # what is done once is done now
     few, _ = counted(make(20))
     some, _ = counted(make(40))
     many, result = counted(make(80))
