@@ -19,6 +19,8 @@ from repfuse.bench import Benchmark
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 bench_blocks = importlib.import_module("bench_blocks")
 bench_pass = importlib.import_module("bench_pass")
+beyond_deploy = importlib.import_module("beyond_deploy")
+fit_cost = importlib.import_module("fit_cost")
 try_shipped = importlib.import_module("try_shipped")
 try_zoo = importlib.import_module("try_zoo")
 
@@ -244,3 +246,62 @@ def test_a_zoo_without_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         try_zoo.main([str(tmp_path)])
     assert "tools/export_zoo.py writes it" in capsys.readouterr().err
+
+
+def work(dense: float = 0, depthwise: float = 0, moved: float = 0) -> Any:
+    return fit_cost.Work(dense, depthwise, moved)
+
+
+def sample(block: str, saved: Any, ratio: float) -> Any:
+    return fit_cost.Sample(block, "4@7", saved, work(), {"a": ratio, "b": ratio})
+
+
+def test_the_constants_are_fitted_to_what_was_measured() -> None:
+    samples = [
+        sample(f"block {number}", work(dense=-1, moved=1 / worth), 2.0 if worth < 4 else 0.5)
+        for number, worth in enumerate((1, 2, 3, 5, 6, 8))
+    ]
+    _, moved = fit_cost.fitted(samples)
+    assert 3 < moved < 5
+    assert fit_cost.right(samples, fit_cost.held_out(samples)).sum() >= 4
+
+
+def test_ties_are_right_either_way() -> None:
+    samples = [sample("gain", work(moved=1), ratio) for ratio in (0.98, 1.02, 1.2, 0.8)]
+    expected = fit_cost.gains(samples, (1.0, 1.0))[0]
+    assert fit_cost.right(samples, expected).tolist() == [True, True, True, False]
+
+
+def test_the_cost_model_tells_measured_gains_from_losses() -> None:
+    samples = fit_cost.load()
+    losses = sum(each.ratio < 1 and not fit_cost.is_tie(each) for each in samples)
+    assert 0.25 < losses / len(samples) < 0.5
+    constants = (fit_cost.cost.DEPTHWISE, fit_cost.cost.MOVED)
+    assert constants == fit_cost.fitted(samples)
+    assert fit_cost.right(samples, fit_cost.gains(samples, constants)[0]).mean() >= 0.95
+    assert fit_cost.right(samples, fit_cost.held_out(samples)).mean() >= 0.95
+
+
+def test_forms_are_sane_ones_and_others() -> None:
+    chain = next(each for each in bench_blocks.CHAINS if each.title == "depthwise 3x3, 1x1")
+    model = chain.model(bench_blocks.Shape(4, 7))
+    before = fit_cost.work(model)
+    assert (before.dense, before.depthwise) == (3 * 16 * 49, 3 * 36 * 49)
+    (form,) = fit_cost.alternatives(model)
+    assert fit_cost.work(form).arithmetic == 3 * 16 * 9 * 49
+
+
+def test_what_is_fused_is_set_beside_the_deploy_form(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deploy = large.parent / "deploy" / large.name
+    deploy.parent.mkdir()
+    nodes = [graphs.node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])]
+    onnx.save(graphs.model(nodes, {"x": (1, 341, 8, 8)}, ["y"], {"w": graphs.draw(341, 341, 3, 3)}), deploy)
+    beyond_deploy.main([str(large.parent), "--seconds", "0"])
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row.startswith("| large | 1 | 1 | 1 | ")
+
+
+def test_a_zoo_without_deploy_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        beyond_deploy.main([str(tmp_path)])
+    assert "tools/export_zoo.py --deploy writes them" in capsys.readouterr().err
