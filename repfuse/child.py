@@ -177,10 +177,14 @@ def serve() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     with contextlib.suppress(OSError):  # where the system runs out of memory, it is to end this process first
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what native code prints is no answer
+    # Streams of its own: what native code prints is no answer, and what a library forks closes standard input, for
+    # which it would wait for ever while another thread reads that.
+    questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
     calls: _Calls = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(calls,), daemon=True).start()
+    threading.Thread(target=_listen, args=(questions, calls), daemon=True).start()
 
     def answer(*message: Any) -> None:
         pickle.dump(message, answers, protocol=5)
@@ -199,11 +203,11 @@ def serve() -> None:
         del function, args
 
 
-def _listen(calls: _Calls) -> None:
+def _listen(questions: IO[bytes], calls: _Calls) -> None:
     """Take calls, and end the process when there can be no more, even while it is busy."""
     while True:
         try:
-            calls.put(pickle.load(sys.stdin.buffer))
+            calls.put(pickle.load(questions))
         except EOFError:
             os._exit(0)
         except BaseException:

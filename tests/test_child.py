@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -157,6 +158,17 @@ def test_it_ends_with_its_object():
     del child
     gc.collect()
     assert vanishes(pid)
+
+
+def forks():
+    process = multiprocessing.get_context("fork").Process(target=os.getpid)
+    process.start()
+    process.join(30)
+    return process.exitcode
+
+
+def test_what_a_library_forks_comes_to_an_end(child):
+    assert child.call(forks) == 0
 
 
 SCRIPT = """
