@@ -37,13 +37,14 @@ def can_ask_elsewhere(groups: Groups, position: int) -> Collection[int]:
 
 
 def ask_elsewhere(
-    groups: Groups, gone: Collection[int], sources: Sequence[str], patch: Patch
+    groups: Groups, root: int, replaced: Collection[int], sources: Sequence[str], patch: Patch
 ) -> Refusal | None:
     """Let what asks for the shapes of tensors that go ask for those of others.
 
     Args:
         groups: The graph.
-        gone: The nodes that compute those tensors.
+        root: The node whose output stays.
+        replaced: The nodes that go, and `root`.
         sources: The others: each tensor that goes follows from one of them.
         patch: Takes the changed nodes.
 
@@ -51,8 +52,13 @@ def ask_elsewhere(
         Why that cannot be; then nothing is changed.
     """
     scope = groups.scope
+    lifted = [groups.lifted[position] for position in replaced if position in groups.lifted]
+    framed = frozenset[int]().union(*(each.inside for each in lifted))
     changed: dict[int, list[NodeProto]] = {}
-    for position in sorted(gone):
+    for position in sorted(set(replaced) - {root}):
+        before = {scope.producer(name) for name in groups.data_inputs(position)}
+        if position in framed or before <= framed:  # `repfuse.extents` sees to what stays of these
+            continue
         for asker in can_ask_elsewhere(groups, position):
             node = scope.nodes[asker]
             found = _source(groups, node.input[0], sources)

@@ -48,8 +48,8 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
             final = bool(blocker) or found is UNDERFLOWS
             return Refused(remark, None if final else merge)
         derived.append(found)
-    gone = candidate.replaced - {candidate.root}
-    kept = ask_elsewhere(groups, gone, [merge.source for merge in candidate.merges], patch)
+    sources = [merge.source for merge in candidate.merges]
+    kept = ask_elsewhere(groups, candidate.root, candidate.replaced, sources, patch)
     if kept is not None:
         remark = Remark(Outcome.REFUSED, scope.name(candidate.root), kept.reason, graph=scope.label)
         return Refused(remark, candidate.merges[0])
