@@ -186,8 +186,12 @@ class _Block:
                 return self._error(static, alone=True)
         except UnrunnableError as reason:
             failure = reason
-        if failure and len(self._inputs) == 1:  # a Reshape on the way may want the number of images, too
-            return self._carried_error(self._rounded_off())
+        if error == math.inf and len(self._inputs) == 1:
+            # A Reshape on the way may want the number of images, too, or by chance do without and give other axes.
+            try:
+                return self._carried_error(self._rounded_off())
+            except UnrunnableError as reason:
+                failure = failure and reason
         if failure:
             raise failure
         return error

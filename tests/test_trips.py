@@ -12,7 +12,7 @@ from graphs import draw, model, node
 from onnx import TensorProto, helper
 from proof import counts, prove
 
-from repfuse import fuse
+from repfuse import check_blocks, fuse
 
 C, N = 4, 6
 NORM = [1 + draw(C) ** 2, draw(C, seed=1), draw(C, seed=2), 1 + draw(C, seed=4) ** 2]
@@ -54,6 +54,22 @@ def test_tokens_normalized_as_rows(dims: tuple[int | str, ...]) -> None:
 
 def test_a_shape_that_is_written_out() -> None:
     assert left([*MATMUL, *ROWS, node("Reshape", ["normal", "tokens"], ["y"])]) == MERGED
+
+
+@pytest.mark.parametrize("tokens", range(4, 20))
+def test_shapes_that_are_written_out_with_the_number_of_rows(tokens: int) -> None:
+    """Whatever number of rows the block check likes to run a block on, it must not mistake one for the other."""
+    nodes = [
+        *MATMUL,
+        node("Reshape", ["t", "flat"], ["rows"]),
+        node("BatchNormalization", ["rows", *BN], ["normal"]),
+        node("Reshape", ["normal", "whole"], ["y"]),
+    ]
+    proto = built(nodes, (1, tokens, C))
+    for name, extents in (("flat", [tokens, C]), ("whole", [1, tokens, C])):
+        proto.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(extents)], extents))
+    assert counts(prove(proto).model) == MERGED
+    assert all(check.passed and not check.skipped for check in check_blocks(proto, fuse(proto)))
 
 
 def test_a_sum_between_two_transposes() -> None:
