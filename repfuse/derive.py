@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import helper
@@ -32,12 +32,14 @@ class Derived:
             ConvTranspose.
         bias: Shape `(C_out,)`; None where it is zero, but for Gemm.
         shift: What must be added to the input first; a scalar, or shape `(C_in, 1, ...)`. None for nothing.
+        grown: Whether a weight among those merged was stored quantized.
     """
 
     window: Window
     weight: Array
     bias: Array | None
     shift: Array | None
+    grown: bool = False
 
 
 def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
@@ -53,8 +55,14 @@ def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
     ((data_type, convs),) = reader.weight_types.items()
     if convs > 1:  # one that is alone is left as wide as it is
         exact = [_widened(exact.pop())]
+    grown = reader.quantized
+    if grown and convs == 1:
+        return Refusal(
+            "would hold floats in place of a quantized weight, with no other weight merged into it"
+        )
     del reader  # what it read may be as large as what it made
-    return _rounded(exact.pop(), data_type)
+    rounded = _rounded(exact.pop(), data_type)
+    return rounded if isinstance(rounded, Refusal) else replace(rounded, grown=grown)
 
 
 def _widened(exact: EquivalentKernel) -> EquivalentKernel:
@@ -71,6 +79,7 @@ class _Reader:
 
     def __init__(self, groups: Groups, merge: Merge) -> None:
         self.weight_types = Counter[int]()
+        self.quantized = False
         self._groups = groups
         source = self._source = merge.source
         self._crosses = bool(merge.path)
@@ -146,6 +155,7 @@ class _Reader:
             return self.sum(branches)
         if lifted.weight_type:
             self.weight_types[lifted.weight_type] += 1
+            self.quantized |= lifted.quantized
         before = self._known[lifted.source]
         behind = lifted.kernel()
         if self._crosses:  # where its channels lie differs from one side of a carrying op to the other

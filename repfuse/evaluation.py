@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_constant_of_shape import ConstantOfShape
+from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
 from onnx.reference.ops.op_expand import Expand
 from onnx.reference.ops.op_range import Range
 from onnx.reference.ops.op_tile import Tile
@@ -24,6 +25,22 @@ _SHAPE = 256
 """Elements: a smaller constant may be a shape."""
 
 
+class DequantizeLinear(DequantizeLinear_19):
+    """Versions 10 and 13, which the reference implementation lacks: version 19 only has more types."""
+
+    op_domain = ""
+
+    def _run(  # type: ignore[override]
+        self, x: Any, x_scale: Any, x_zero_point: Any = None, axis: int = 1, **_: Any
+    ) -> Any:
+        return super()._run(x, x_scale, x_zero_point, axis)  # the rest are defaults of later versions
+
+
+def lacking(version: int) -> list[type[OpRun]]:
+    """Operators that the reference implementation lacks for an operator set below 19."""
+    return [DequantizeLinear] if version < 19 else []
+
+
 def evaluate(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.generic]:
     """What a model computes: its only output.
 
@@ -32,7 +49,9 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -
         Exception: Whatever the operators' Python code raises.
     """
     _refuse_growth(model, feeds)
-    outputs: list[Any] = list(ReferenceEvaluator(model, new_ops=_LIMITED).run(None, dict(feeds)))
+    version = next((entry.version for entry in model.opset_import), 0)
+    operators = _LIMITED + lacking(version)
+    outputs: list[Any] = list(ReferenceEvaluator(model, new_ops=operators).run(None, dict(feeds)))
     value = np.asarray(outputs[0])
     _refuse_size(value.size)
     return value

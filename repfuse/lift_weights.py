@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +14,30 @@ from repfuse.kernel import EquivalentKernel
 from repfuse.lifted import Lifted, op_of
 from repfuse.nodes import Node
 from repfuse.operands import FLOATS, constant_at, last_axis, spatial_axes, values_of, vector_of
+from repfuse.quantized import stores_quantized
 from repfuse.view import Scope
 from repfuse.window import Layout, Refusal, Window
 
+_Lifter = Callable[[Node, Scope], Lifted | Refusal]
 
+
+def _perhaps_quantized(lifter: _Lifter) -> _Lifter:
+    """Let a weight be stored quantized: it is evaluated, as any expression, and called a plain weight."""
+
+    @functools.wraps(lifter)
+    def lifted(node: Node, scope: Scope) -> Lifted | Refusal:
+        quantized = stores_quantized(node, scope)
+        if isinstance(quantized, Refusal):
+            return quantized
+        found = lifter(node, scope)
+        if isinstance(found, Refusal) or not quantized:
+            return found
+        return replace(found, ops=tuple(replace(op, computed=False) for op in found.ops), quantized=True)
+
+    return lifted
+
+
+@_perhaps_quantized
 def conv(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Conv, versions 1, 11 and 22."""
     operands = _weight_and_bias(node, scope)
@@ -46,6 +68,7 @@ def conv(node: Node, scope: Scope) -> Lifted | Refusal:
     )
 
 
+@_perhaps_quantized
 def conv_transpose(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift ConvTranspose, versions 1, 11 and 22, whose weight has its inputs first."""
     operands = _weight_and_bias(node, scope)
@@ -82,8 +105,6 @@ def _weight_and_bias(node: Node, scope: Scope) -> tuple[Constant, Constant | Non
     """The constant operands of a Conv or ConvTranspose."""
     weight = constant_at(node, 1, scope)
     bias = constant_at(node, 2, scope)
-    if _is_dequantized(node.input[1], scope):
-        return Refusal("has a quantized weight: fuse the float model and quantize afterwards")
     if weight is None:
         return Refusal("has a weight that is computed at run time or can be overridden by a caller")
     if bias is None and len(node.input) > 2 and node.input[2]:
@@ -95,13 +116,14 @@ def _weight_and_bias(node: Node, scope: Scope) -> tuple[Constant, Constant | Non
     return weight, bias
 
 
+@_perhaps_quantized
 def gemm(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Gemm, versions 7, 9, 11 and 13: `alpha * A * B + beta * C`, a kernel without spatial axes."""
     attributes = node.attributes
     weight, bias = constant_at(node, 1, scope), constant_at(node, 2, scope)
     if weight is None or (bias is None and len(node.input) > 2 and node.input[2]):
         return Refusal("has a weight or bias that is computed at run time or can be overridden by a caller")
-    if weight.data_type not in FLOATS or _is_dequantized(node.input[1], scope) or attributes.get("transA"):
+    if weight.data_type not in FLOATS or attributes.get("transA"):
         return Refusal("has a weight that is not of a float type, or a transposed input")
     if len(weight.dims) != 2 or (bias and bias.data_type != weight.data_type):
         return Refusal("has a weight and bias that do not fit together", invalid=True)
@@ -121,6 +143,7 @@ def gemm(node: Node, scope: Scope) -> Lifted | Refusal:
     return Lifted(node.input[0], geometry, read, (op_of("gemm", geometry),), weight.data_type)
 
 
+@_perhaps_quantized
 def matmul(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift MatMul, versions 1, 9 and 13, of a tensor of any rank and a constant matrix: a Gemm for each row."""
     left, weight = (constant_at(node, slot, scope) for slot in (0, 1))
@@ -128,7 +151,7 @@ def matmul(node: Node, scope: Scope) -> Lifted | Refusal:
         return Refusal("multiplies a constant by a tensor: it mixes positions, not channels")
     if weight is None:
         return Refusal("combines tensors that are both computed at run time")
-    if weight.data_type not in FLOATS or _is_dequantized(node.input[1], scope):
+    if weight.data_type not in FLOATS:
         return Refusal("has a weight that is not of a float type")
     if len(weight.dims) != 2:
         return Refusal("has a weight that is not a matrix")
@@ -141,14 +164,3 @@ def matmul(node: Node, scope: Scope) -> Lifted | Refusal:
         (op_of("gemm", geometry),),
         weight.data_type,
     )
-
-
-def _is_dequantized(name: str, scope: Scope) -> bool:
-    """Whether a weight comes out of a DequantizeLinear, perhaps rearranged on the way."""
-    position = scope.producer(name)
-    while position is not None and scope.nodes[position].op_type in _REARRANGING:
-        position = scope.producer(scope.nodes[position].input[0])
-    return position is not None and scope.nodes[position].op_type == "DequantizeLinear"
-
-
-_REARRANGING = {"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}

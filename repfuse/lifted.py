@@ -29,6 +29,7 @@ class Lifted:
         broadcast: What `source` must be for the constant operand not to enlarge it: `(channels, least number of
             dimensions)`, channels 0 for any; None where the operator's definition sees to that.
         inside: Positions of nodes between `source` and this one that are lifted with it.
+        quantized: Whether the weight is stored quantized, so that merging makes it larger.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Lifted:
     weight_type: int = 0
     broadcast: tuple[int, int] | None = None
     inside: frozenset[int] = frozenset()
+    quantized: bool = False
 
 
 def affine(

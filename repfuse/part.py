@@ -21,6 +21,7 @@ from onnx.reference.ops.op_conv import Conv as ReferenceConv
 
 from repfuse import storage
 from repfuse.constants import as_cast
+from repfuse.evaluation import lacking
 from repfuse.moves import data_slots
 from repfuse.view import FIRST_OVERRIDABLE_IR, Scope
 
@@ -204,7 +205,8 @@ class Part:
             )
             model = helper.make_model(graph, opset_imports=self.imports)
             version = next(entry.version for entry in self.imports if entry.domain in ("", "ai.onnx"))
-            operators = [] if self.plain else _OPS[: None if version < 14 else -1]
+            own = [] if self.plain else _OPS[: None if version < 14 else -1]
+            operators = own + lacking(version)
             self._made[inputs] = ReferenceEvaluator(model, new_ops=operators)
         return self._made[inputs]
 

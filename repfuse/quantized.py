@@ -1,10 +1,14 @@
-"""Models that compute on quantized values: why nothing in them is fused, said once and not at each node."""
+"""Quantization: of values, where nothing is fused, which is said once and not at each node; and of weights alone.
+
+A weight that is stored quantized, in a graph whose values are floats, is what DequantizeLinear makes of it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
+from repfuse.nodes import Node
 from repfuse.remarks import Outcome, Remark
 from repfuse.view import Scope
 from repfuse.window import Refusal
@@ -16,6 +20,35 @@ _REASON = Refusal(
     "computes on quantized values, whose scales are those of single branches: fuse the float model and "
     "quantize afterwards"
 ).reason
+
+
+_REARRANGING = {"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+def stores_quantized(node: Node, scope: Scope) -> bool | Refusal:
+    """Whether the weight of a Conv, ConvTranspose, Gemm or MatMul is stored quantized.
+
+    Returns:
+        False for a weight of floats; a refusal where the node's input or output is quantized, too.
+    """
+    if not _is_dequantized(node.input[1], scope):
+        return False
+    behind = (scope.nodes[position].op_type for position in scope.consumers(node.output[0]))
+    if _is_dequantized(node.input[0], scope) or any(map(_quantizes, behind)):
+        return Refusal(
+            "has a quantized weight, and a quantized input or output: fuse the float model and quantize afterwards"
+        )
+    if scope.constants.follows(node.input[1]) and scope.constants.find(node.input[1]) is None:
+        return Refusal("has a quantized weight that ONNX's reference implementation cannot evaluate")
+    return True
+
+
+def _is_dequantized(name: str, scope: Scope) -> bool:
+    """Whether a tensor comes out of a DequantizeLinear, perhaps rearranged on the way."""
+    position = scope.producer(name)
+    while position is not None and scope.nodes[position].op_type in _REARRANGING:
+        position = scope.producer(scope.nodes[position].input[0])
+    return position is not None and scope.nodes[position].op_type == "DequantizeLinear"
 
 
 def summarized(scope: Scope, refusals: Sequence[Remark], *, fused: bool) -> list[Remark]:

@@ -24,6 +24,7 @@ from repfuse.window import Layout, Refusal, Window
 FUSED_FROM = "repfuse.fused_from"
 """The metadata key under which a new node names the nodes that it replaced, as a JSON list."""
 
+_GROWN = ", with floats in place of quantized weights"
 _STAYS = ", behind a shift that stays, since the border is padded with zeros after it"
 
 
@@ -65,7 +66,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         output=groups.output(candidate.root),
         removed=tuple(scope.name(position) for position in sorted(candidate.replaced)),
         added=tuple(label(node.op_type, node.name, node.output) for node in nodes),
-        kernel=", ".join(describe(each.window) + _STAYS * (each.shift is not None) for each in derived),
+        kernel=", ".join(map(_described, derived)),
     )
 
 
@@ -82,6 +83,10 @@ def describe(window: Window) -> str:
     if window.fixed:
         words.append("for this static input extent only")
     return ", ".join(words)
+
+
+def _described(derived: Derived) -> str:
+    return describe(derived.window) + _STAYS * (derived.shift is not None) + _GROWN * derived.grown
 
 
 def _by(values: Iterable[int]) -> str:

@@ -32,7 +32,10 @@ BOTH = "selects channels and places at once, or channels of an unknown number"
 NOT_CHANNELS = "gathers something other than channels of a known number"
 NO_LIST = "gathers by indices that are computed at run time, or are no list"
 RUN_TIME_BOUNDS = "has bounds that are computed at run time"
-QUANTIZED = "has a quantized weight: fuse the float model and quantize afterwards"
+QUANTIZED = (
+    "has a quantized weight, and a quantized input or output: fuse the float model and quantize afterwards"
+)
+UNKNOWN_QUANTIZED = "has a quantized weight that ONNX's reference implementation cannot evaluate"
 
 INVALID = ("do not fit", "below 1", "does not define", "of different sizes", NEGATIVE_VARIANCE)
 """What is said only of nodes that make no sense."""
@@ -40,6 +43,8 @@ INVALID = ("do not fit", "below 1", "does not define", "of different sizes", NEG
 NO_FLOAT = {"w": np.ones((4, 3, 3, 3), np.int64)}
 EIGHT_BIT = {"q": np.ones((4, 3, 3, 3), np.int8)}
 DEQUANTIZE = [constant_node("s", 0.1), node("DequantizeLinear", ["q", "s"], ["w"])]
+QUANTIZE = [node("QuantizeLinear", [X, "s"], ["qx"]), node("DequantizeLinear", ["qx", "s"], ["dx"])]
+TWO_SCALES = [constant_node("s", np.ones(2)), node("DequantizeLinear", ["q", "s"], ["w"], axis=0)]
 
 REFUSED = [
     refused("run-time-weight", RUN_TIME_WEIGHT, "Conv", X, "w", also={"w": W.shape}),
@@ -57,8 +62,29 @@ REFUSED = [
         given={"v": W},
     ),
     refused("integer-weight", "has a weight that is not of a float type", "Conv", X, "w", given=NO_FLOAT),
-    refused("quantized-weight", QUANTIZED, "Conv", X, "w", before=DEQUANTIZE, given=EIGHT_BIT, opset=13),
-    refused("quantized-weight-21", QUANTIZED, "Conv", X, "w", before=DEQUANTIZE, given=EIGHT_BIT, opset=21),
+    *(
+        refused(
+            f"quantized-{opset}",
+            QUANTIZED,
+            "Conv",
+            "dx",
+            "w",
+            before=[*DEQUANTIZE, *QUANTIZE],
+            given=EIGHT_BIT,
+            opset=opset,
+        )
+        for opset in (13, 21)
+    ),
+    refused(
+        "scales-that-do-not-fit",
+        UNKNOWN_QUANTIZED,
+        "Conv",
+        X,
+        "w",
+        before=TWO_SCALES,
+        given=EIGHT_BIT,
+        opset=13,
+    ),
     refused("bias-of-other-size", ODD_WEIGHT, "Conv", X, W, draw(3)),
     refused("group-that-does-not-divide", ODD_WEIGHT, "Conv", X, W, group=3),
     refused("group-0", ODD_WEIGHT, "Conv", X, W, group=0),
