@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import Array, constant_node, draw, main_scope, model, node, run
+from nets import Net
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
+from proof import counts, prove
 
 from repfuse.constants import Constant
 from repfuse.errors import BadInputError
@@ -299,3 +301,22 @@ def test_only_what_is_asked_for_is_evaluated_and_it_is_found_once(monkeypatch: p
     assert evaluated == [["Sqrt", "Neg"]]
     assert constants.find("w") is found
     assert evaluated == [["Sqrt", "Neg"]]
+
+
+def normalized_as_onnxoptimizer_does(net: Net, kernel: int) -> str:
+    """A Conv into which its `fuse_bn_into_conv` put a BatchNormalization: the graph computes weight and bias."""
+    scale, shift, mean = (net.vector() for _ in range(3))
+    variance, bias = net.vector(low=0.5, high=2.0), net.constant(np.zeros(net.channels))
+    epsilon = net.node("Cast", net.constant(1e-5), to=net.dtype)
+    factor = net.node("Div", scale, net.node("Sqrt", net.node("Add", variance, epsilon)))
+    weight = net.constant(net.random.normal(size=(net.channels, net.channels, kernel, kernel)))
+    weight = net.node("Mul", weight, net.node("Unsqueeze", factor, net.integers(1, 2, 3)))
+    moved = net.node("Mul", net.node("Sub", net.node("Cast", bias, to=net.dtype), mean), factor)
+    return net.node("Conv", net.x, weight, net.node("Add", moved, shift), pads=[kernel // 2] * 4)
+
+
+def test_what_onnxoptimizer_leaves_of_a_normalization_is_evaluated() -> None:
+    net = Net(dtype=TensorProto.FLOAT)
+    branches = [normalized_as_onnxoptimizer_does(net, kernel) for kernel in (3, 1)]
+    result = prove(net.model(net.add(*branches, net.bn(net.x))))
+    assert counts(result.model) == {"Conv": 1}
