@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from repfuse import cost, kernel
 from repfuse.groups import Groups
 from repfuse.kernel import Array, EquivalentKernel
 from repfuse.merges import Behind, Merge
+from repfuse.milestones import Milestone, Weight, Weights, few
 from repfuse.spread import window_of
 from repfuse.window import Layout, Refusal, Window
 
@@ -50,13 +50,14 @@ def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
             exact = [reader.merged(merge)]
         except _BordersDifferError:
             return Refusal("pads with zeros tensors of different shifts, so its border would differ")
-    if len(reader.weight_types) != 1:
+    weights = reader.weights(merge)
+    if len({each.data_type for each in weights}) != 1:
         return Refusal("mixes weights of different types")
-    ((data_type, convs),) = reader.weight_types.items()
-    if convs > 1:  # one that is alone is left as wide as it is
+    data_type = next(iter(weights)).data_type
+    if len(weights) > 1:  # one that is alone is left as wide as it is
         exact = [_widened(exact.pop())]
-    grown = reader.quantized
-    if grown and convs == 1:
+    grown = any(each.quantized for each in weights)
+    if grown and len(weights) == 1:
         return Refusal(
             "would hold floats in place of a quantized weight, with no other weight merged into it"
         )
@@ -78,12 +79,15 @@ class _Reader:
     """Walks from a tensor back to its source, composing what it meets; shared tensors are read once."""
 
     def __init__(self, groups: Groups, merge: Merge) -> None:
-        self.weight_types = Counter[int]()
-        self.quantized = False
         self._groups = groups
         source = self._source = merge.source
         self._crosses = bool(merge.path)
         self._known: dict[str, EquivalentKernel] = {source: kernel.identity()}
+        self._weights: dict[str, Weights] = {source: frozenset()}
+
+    def weights(self, merge: Merge) -> Weights:
+        """The weights on the ways to a merge's terms, which were read."""
+        return few(frozenset[Weight]().union(*(self._weights[term.tensor] for term in merge.terms)))
 
     def merged(self, merge: Merge) -> EquivalentKernel:
         """The sum of a merge's terms."""
@@ -113,15 +117,34 @@ class _Reader:
             assert position is not None or current in self._known
             inputs = () if position is None else self._inputs(position)
             missing = [name for name in inputs if name not in self._known]
-            if current in self._known:
+            if self._is_known(current):
                 pending.pop()
             elif missing:
                 pending += missing
             else:
                 assert position is not None
-                self._known[current] = self._apply(current, position)
+                self._read(current, position, inputs)
                 pending.pop()
         return self._known[tensor]
+
+    def _is_known(self, tensor: str) -> bool:
+        """Whether a tensor was read, now or for a group before this one."""
+        if tensor not in self._known:
+            found = self._groups.milestones.find(self._source, tensor, crosses=self._crosses)
+            if found is None:
+                return False
+            self._known[tensor], self._weights[tensor] = found.kernel, found.weights
+        return True
+
+    def _read(self, tensor: str, position: int, inputs: Sequence[str]) -> None:
+        weights = frozenset[Weight]().union(*(self._weights[name] for name in inputs))
+        lifted = self._groups.op(tensor)
+        if lifted and lifted.weight_type:
+            weights |= {Weight(lifted.weight_type, lifted.quantized, position)}
+        self._known[tensor], self._weights[tensor] = self._apply(tensor, position), few(weights)
+        if len(self._groups.scope.consumers(tensor)) > 1:
+            found = Milestone(self._known[tensor], self._weights[tensor])
+            self._groups.milestones.keep(self._source, tensor, found, crosses=self._crosses)
 
     def _inputs(self, position: int) -> tuple[str, ...]:
         if position in self._groups.joins:  # all of a tree of joins at once: each sum is an array as large
@@ -153,9 +176,6 @@ class _Reader:
             operands, _ = self._groups.flattened(position)
             branches = [_signed(self._known[operand.tensor], operand.sign) for operand in operands]
             return self.sum(branches)
-        if lifted.weight_type:
-            self.weight_types[lifted.weight_type] += 1
-            self.quantized |= lifted.quantized
         before = self._known[lifted.source]
         behind = lifted.kernel()
         if self._crosses:  # where its channels lie differs from one side of a carrying op to the other

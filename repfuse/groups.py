@@ -19,6 +19,7 @@ from repfuse.frames import Frames
 from repfuse.idioms import idiom_nodes
 from repfuse.lift import LIFTERS, lift
 from repfuse.lifted import SELECT, Lifted
+from repfuse.milestones import Milestones
 from repfuse.trips import round_trip
 from repfuse.view import Scope
 from repfuse.window import Layout, Refusal, Window
@@ -53,6 +54,7 @@ class Groups:
         splits: The tensor that a Split of channels acts on, by its position.
         carries: Ops that carry channels, by position.
         blocked: Why a node is not linear, or cannot be merged with what is before it, by position.
+        milestones: Kernels that were made on the way to others.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -62,6 +64,7 @@ class Groups:
         self.stacks: dict[int, tuple[str, ...]] = {}
         self.splits: dict[int, str] = {}
         self.blocked: dict[int, Refusal] = {}
+        self.milestones = Milestones()
         self._parts: dict[str, Lifted] = {}
         self._forms: dict[str, dict[str, Form]] = {}
         self._frames = Frames(scope)

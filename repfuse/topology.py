@@ -12,6 +12,9 @@ from repfuse.patterns import Op, Topology
 _MOST_BRANCHES = 64
 """Nested joins multiply paths; a group of more branches than this is described by its first ones."""
 
+_MOST_OPS = 128
+"""A branch or tail of more ops than this is described by its last ones: groups in a row may all be as long."""
+
 _NEG = Op("neg")
 _CONCAT = Op("concat")
 _AFFINE = {"scale", "shift"}
@@ -65,6 +68,8 @@ def _outermost_join(groups: Groups, merge: Merge) -> tuple[list[Operand], tuple[
         lifted = groups.op(tensor)
         assert lifted is not None
         tensor, tail = lifted.source, lifted.ops + tail
+        if len(tail) > _MOST_OPS:
+            break
     return [merge.terms[0]], ()
 
 
@@ -74,27 +79,27 @@ _Chain = tuple[tuple[Op, ...], "_Chain"] | tuple[()]
 
 def _paths(groups: Groups, operand: Operand, source: str, end: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
     """The ops on every way from the source to an operand, and `end`. A loop: ways may be thousands of ops long."""
-    pending: list[tuple[Operand, _Chain]] = [(operand, (end, ()))]
+    pending: list[tuple[Operand, _Chain, int]] = [(operand, (end, ()), 0)]
     while pending:
-        operand, after = pending.pop()
+        operand, after, ops = pending.pop()
         if operand.sign < 0:
             after = ((_NEG,), after)
-        if operand.tensor == source:
+        if operand.tensor == source or ops > _MOST_OPS:
             yield _unchained(after)
             continue
         position = groups.scope.producer(operand.tensor)
         assert position is not None
         if position in groups.joins:
-            pending += [(inner, after) for inner in reversed(groups.joins[position])]
+            pending += [(inner, after, ops) for inner in reversed(groups.joins[position])]
         elif position in groups.carries:
-            pending.append((Operand(groups.carries[position].source, 1), after))
+            pending.append((Operand(groups.carries[position].source, 1), after, ops))
         elif position in groups.stacks:
             after = ((_CONCAT,), after)
-            pending += [(Operand(name, 1), after) for name in reversed(groups.stacks[position])]
+            pending += [(Operand(name, 1), after, ops) for name in reversed(groups.stacks[position])]
         else:
             lifted = groups.op(operand.tensor)
             assert lifted is not None
-            pending.append((Operand(lifted.source, 1), (lifted.ops, after)))
+            pending.append((Operand(lifted.source, 1), (lifted.ops, after), ops + len(lifted.ops)))
 
 
 def _unchained(chain: _Chain) -> tuple[Op, ...]:

@@ -151,6 +151,34 @@ def rows(blocks: int) -> ModelProto:
     return model_of(lines, CONSTANTS)
 
 
+def parting(blocks: int) -> ModelProto:
+    """Pointwise Convs in a row, from each of which a sum with the input parts: each becomes a Conv of the input."""
+    lines: Lines = []
+    for i in range(blocks):
+        lines += [
+            ("Conv", [f"x{i}", "k1"], f"x{i + 1}"),
+            ("Add", [f"x{i + 1}", "x0"], f"a{i}"),
+            ("Relu", [f"a{i}"], f"b{i}"),
+        ]
+    return model_of(lines, CONSTANTS)
+
+
+def fan(branches: int) -> ModelProto:
+    """Branches of one tensor that meet nowhere."""
+    lines: Lines = []
+    for i in range(branches):
+        lines += [("Conv", ["x0", "k3"], f"c{i}"), ("Relu", [f"c{i}"], f"r{i}")]
+    return model_of(lines, CONSTANTS)
+
+
+def used_twice(identities: int) -> ModelProto:
+    """Identities in a row behind a Conv, each with another user."""
+    lines: Lines = [("Conv", ["x0", "k1"], "i0")]
+    for i in range(identities):
+        lines += [("Identity", [f"i{i}"], f"i{i + 1}"), ("Relu", [f"i{i + 1}"], f"r{i}")]
+    return model_of(lines, CONSTANTS)
+
+
 def counted(model: ModelProto) -> tuple[int, FuseResult]:
     """How many functions are called, Python's and others, to fuse a model."""
     calls = 0
@@ -181,6 +209,7 @@ def counted(model: ModelProto) -> tuple[int, FuseResult]:
         (wide_and_scaled, 1),
         (scales_between, 1),
         (rows, 0),
+        (fan, 0),
     ],
 )
 def test_the_work_grows_with_the_number_of_nodes(make: Callable[[int], ModelProto], edits: int) -> None:
@@ -190,6 +219,16 @@ def test_the_work_grows_with_the_number_of_nodes(make: Callable[[int], ModelProt
     many, result = counted(make(80))
     assert len(result.edits) == edits
     assert few < some
+    assert many - some < 1.03 * 2 * (some - few)
+
+
+@pytest.mark.parametrize(("make", "edits"), [(parting, 800), (used_twice, 0)])
+def test_a_change_of_the_cover_reaches_only_so_far(make: Callable[[int], ModelProto], edits: int) -> None:
+    fuse(make(20))
+    few, _ = counted(make(200))  # shorter rows are within reach of a single change
+    some, _ = counted(make(400))
+    many, result = counted(make(800))
+    assert len(result.edits) == edits
     assert many - some < 1.03 * 2 * (some - few)
 
 
