@@ -53,6 +53,8 @@ if how == "end":  # what is imported late, is imported before anything forks
     main(["b.onnx", "out.onnx", "--no-verify", "--no-bench", "-q"], standalone_mode=False)
 model_io.save(models[0], target, external_data=True)
 kinds = [signal.SIGKILL] if how == "kill" else [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+for kind in (signal.SIGINT, signal.SIGHUP):  # which nohup, or a shell's `&`, may have ignored
+    signal.signal(kind, signal.default_int_handler if kind == signal.SIGINT else signal.SIG_DFL)
 for number in range(times):
     child = os.fork()
     if not child:
