@@ -85,6 +85,7 @@ HARD_SWISH_BEFORE_ITS_FACTOR = """
     y = Mul x c
 """
 HARD_SWISH = HARD_SWISH_BEFORE_ITS_FACTOR.replace("y =", "m =") + "y = Div m 6"
+SCALED_HARD_SWISH = HARD_SWISH.replace("y =", "h =") + "\n    y = Mul h 0.7"
 HARD_SWISH_GATE_FIRST = """
     a = Add x 3
     c = Clip a 0 6
@@ -137,6 +138,7 @@ WHOLE = [
     pytest.param("a QuickGELU", QUICK_GELU, id="quick-gelu"),
     pytest.param("a HardSwish", HARD_SWISH_BEFORE_ITS_FACTOR, id="hard-swish-before-its-factor"),
     pytest.param("a HardSwish", HARD_SWISH_GATE_FIRST, id="hard-swish-gate-first"),
+    pytest.param("a HardSwish", HARD_SWISH, id="hard-swish"),
     pytest.param("a HardSigmoid", HARD_SIGMOID, id="hard-sigmoid"),
     *(
         pytest.param(
@@ -250,11 +252,11 @@ def test_each_row_of_the_table_finds_an_idiom(row: int, monkeypatch: pytest.Monk
             "Div Erf Add Relu Mul",
             id="gelu-of-two-tensors",
         ),
-        pytest.param(HARD_SWISH, "Add Clip Mul", id="factor-of-a-hard-swish"),
+        pytest.param(SCALED_HARD_SWISH, "Add Clip Mul", id="factor-of-a-scaled-hard-swish"),
         pytest.param(
-            HARD_SWISH.replace("Div m 6", "Mul m 0.16666667"),
+            SCALED_HARD_SWISH.replace("Div m 6", "Mul m 0.16666667"),
             "Add Clip Mul",
-            id="factor-of-a-hard-swish-by-mul",
+            id="factor-of-a-scaled-hard-swish-by-mul",
         ),
         pytest.param(
             HARD_SWISH.replace("c = Clip a 0 6", "c = Relu a"),
