@@ -147,19 +147,23 @@ def about(stories: Sequence[Story], name: str, path: str | os.PathLike[str]) -> 
     return found
 
 
-_COLOURS = {Outcome.FUSED: "green", Outcome.REFUSED: "yellow", Outcome.KEPT: "cyan"}
+_COLOURS = {
+    Outcome.FUSED: "green",
+    Outcome.REFUSED: "yellow",
+    Outcome.REWRITTEN: "green",
+    Outcome.KEPT: "cyan",
+}
 
 
 def tree(path: str | os.PathLike[str], stories: Sequence[Story]) -> Tree:
     """The stories as a tree to print."""
     counts = Counter(story.remark.outcome for story in stories)
-    fused, refused, kept = (counts[outcome] for outcome in Outcome)
+    fused, refused, rewritten, kept = (counts[outcome] for outcome in Outcome)
     head = f"{path}: {counted(fused + refused, 'group')}, {fused} can be fused, {refused} cannot"
-    head += (
-        f"; {kept} other {'join or sequence stays' if kept == 1 else 'joins and sequences stay'}"
-        if kept
-        else ""
-    )
+    if rewritten:
+        head += f"; {counted(rewritten, 'operator')} in several nodes can be one"
+    if kept:
+        head += f"; {kept} other {'join or sequence stays' if kept == 1 else 'joins and sequences stay'}"
     root = Tree(Text(head, "bold"), guide_style="dim")
     for story in stories:
         remark = story.remark
@@ -261,7 +265,9 @@ class _Teller:
         mine = (remark for remark in self._result.remarks if remark.graph == self._scope.label)
         for remark in sorted(mine, key=lambda remark: positions[remark.node]):
             root = positions[remark.node]
-            edit = self._edits.get(remark.node) if remark.outcome is Outcome.FUSED else None
+            edit = (
+                self._edits.get(remark.node) if remark.outcome in (Outcome.FUSED, Outcome.REWRITTEN) else None
+            )
             if edit:
                 gone = {positions[name] for name in edit.removed}
                 yield Story(remark, self._branch(edit.output, gone.__contains__), self._cost(gone, edit))

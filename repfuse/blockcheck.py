@@ -63,6 +63,12 @@ _NOISE = (1.0, 50.0)
 _KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Concat"}
 """What new nodes are, but for those that move or average elements."""
 
+_WIDE, _SAMPLES, _FAR = 8.0, 2**12 + 1, 1000.0
+"""Where functions of single elements are compared: at so many places from -8 to 8, and far out."""
+
+_EPSILON = 2.0**-23
+"""Of float32, of which attributes are."""
+
 _LARGEST = 2**25
 """Elements of a Conv's columns (taps times outputs); a block that can only be run larger is skipped."""
 
@@ -117,10 +123,30 @@ def check_blocks(
 
 def _checked(edit: Edit, original: Graph, fused: Graph) -> BlockCheck:
     try:
-        error = _Block(edit, original, fused).error()
+        error = (_Block(edit, original, fused) if edit.kernel else _Curve(edit, original, fused)).error()
     except UnrunnableError as reason:
         return BlockCheck(edit, 0.0, passed=True, skipped=str(reason))
     return BlockCheck(edit, error, passed=error <= LIMIT)
+
+
+class _Curve:
+    """Both sides of an edit that merges nothing: a function of each element by itself, as HardSwish is."""
+
+    def __init__(self, edit: Edit, original: Graph, fused: Graph) -> None:
+        self._source, self._output = edit.source, edit.output
+        inputs = frozenset({edit.source})
+        self._sides = [graph.between(inputs, edit.output) for graph in (original, fused)]
+
+    def error(self) -> float:
+        """The largest error: in units in the last place of the function's one constant that is rounded, 1/6."""
+        if None in self._sides:
+            return math.inf
+        before, after = (side.wide() for side in self._sides if side)
+        kinds = {values.dtype for side in self._sides if side for values in side.constants.values()}
+        unit = max([float(np.finfo(kind).eps) for kind in kinds if kind.kind == "f"], default=_EPSILON)
+        x = np.concatenate([np.linspace(-_WIDE, _WIDE, _SAMPLES), [-_FAR, _FAR]]).reshape(-1, 1, 1, 1)
+        expected, actual = (side.run({self._source: x})[self._output] for side in (before, after))
+        return _units(expected, actual, unit / 2 * np.abs(x) * (np.abs(x) / 6 + 0.5) + ARITHMETIC * _FAR)
 
 
 class _Block:

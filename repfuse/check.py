@@ -75,12 +75,13 @@ def check(name: str, *, patterns: Sequence[str] | None = None) -> Finding:
             size = measure(before, size=path.stat().st_size)
     except RepfuseError as error:
         return Finding(name, error=str(error).removeprefix(f"{name}: "))
-    if not result.edits:
+    merged = tuple(edit for edit in result.edits if edit.kernel)
+    if not merged:
         return Finding(name, before=size)
     return Finding(
         name,
-        dict(Counter(edit.pattern for edit in result.edits).most_common()),
-        result.edits,
+        dict(Counter(edit.pattern for edit in merged).most_common()),
+        merged,
         size,
         measure(result.model),
         estimate.speedup(estimate.work(before), estimate.work(result.model)),

@@ -18,6 +18,7 @@ from repfuse.flags import (
     FEEDING,
     FILE,
     FUSING,
+    KEEP_OPSET,
     TRACE,
     VERBOSE,
     WEIGHTS,
@@ -91,6 +92,7 @@ Exit codes:
     help="Time for these measurements, roughly (default 60).",
 )
 @FEEDING
+@KEEP_OPSET
 @WEIGHTS
 @writing("--dry-run", is_flag=True, help="Do everything but write; OUT.onnx may be left out.")
 @writing("--json", type=FILE, metavar="FILE", help="Write the report as JSON, too.")
@@ -335,6 +337,7 @@ Exit codes, the highest that any model gives:
 @running("--scheduler", metavar="ADDRESS", help="Hand the work to this Dask cluster.")
 @running("--bench", is_flag=True, help="Measure latency, too, one model at a time.")
 @writing("--out", metavar="FOLDER", required=True, help="Where to write: a folder, or its URL.")
+@KEEP_OPSET
 @WEIGHTS
 @writing("--log", type=FILE, metavar="FILE", help="The record of what is done (default: OUT/batch.jsonl).")
 @writing("--summary", type=FILE, metavar="FILE", help="Write the table as Markdown, too.")

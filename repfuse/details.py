@@ -57,7 +57,7 @@ class Details:
             input_shapes: Extents for the inputs of these names.
         """
         told = anatomy.stories(source, result)
-        fused_ones = [each for each in told if each.remark.outcome is Outcome.FUSED]
+        fused_ones = [each for each in told if each.remark.outcome in (Outcome.FUSED, Outcome.REWRITTEN)]
         before = {(each.remark.graph, each.remark.node): each.whole for each in fused_ones}
         new = anatomy.replacements(result.model, result.edits)
         pairs = zip(result.edits, new, strict=True)

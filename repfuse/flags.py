@@ -104,6 +104,11 @@ FEEDING = together(
     ),
 )
 
+KEEP_OPSET = writing(
+    "--keep-opset",
+    is_flag=True,
+    help="Do not raise the opset, which is done where it makes a HardSwish of several nodes one (opset 14).",
+)
 WEIGHTS = writing(
     "--external-data/--inline",
     default=None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from onnx import ModelProto
 
-from repfuse import convert, model_io, storage
+from repfuse import convert, hard_swish, model_io, storage
 from repfuse.choose import Candidate, choose
 from repfuse.errors import BadInputError, RepfuseError
 from repfuse.explain import refusals
@@ -22,7 +22,7 @@ from repfuse.groups import Groups
 from repfuse.merges import Merge
 from repfuse.nodes import read
 from repfuse.patch import Patch
-from repfuse.patterns import CATCH_ALL, Pattern, load_patterns, match, select
+from repfuse.patterns import Pattern, load_patterns, match, select, takes_any
 from repfuse.plan import SLOWER, Place, Plan, Region, place_of, regions
 from repfuse.quantized import summarized
 from repfuse.remarks import Edit, Outcome, Remark
@@ -77,6 +77,7 @@ def fuse(
     patterns: Sequence[str] | None = None,
     leave: Iterable[Edit] = (),
     plan: Plan | None = None,
+    keep_opset: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> FuseResult:
     """Collapse every group of linear branches that is exact and cheaper as one Conv.
@@ -90,6 +91,8 @@ def fuse(
             was then.
         plan: What `repfuse.tune` found out: the groups that are faster fused. Made of the same model, with the
             same `patterns`; None to decide by the cost model.
+        keep_opset: Do not raise the version of the operator set, which is done where a HardSwish can be written as
+            the operator that it is (opset 14), and only where no node comes to mean anything else.
         on_progress: Told, in a few words, what happens next.
 
     Raises:
@@ -97,12 +100,20 @@ def fuse(
     """
     given = convert.proto(model)
     if not isinstance(given, ModelProto):
-        result = fuse_file(given, None, patterns=patterns, leave=leave, plan=plan, on_progress=on_progress)
+        result = fuse_file(
+            given,
+            None,
+            patterns=patterns,
+            leave=leave,
+            plan=plan,
+            keep_opset=keep_opset,
+            on_progress=on_progress,
+        )
         storage.fill(result.model)
         return result
     known = _known(patterns)
     model_io.check(given, "the model")
-    how = _Choice(known, plan, frozenset(map(_place, leave)))
+    how = _Choice(known, plan, frozenset(map(_place, leave)), keep_opset)
     own = copy.deepcopy(given) if given is model else given
     return _fuse_in_place(own, "the model", None, how, on_progress or _silent)
 
@@ -114,6 +125,7 @@ def fuse_file(
     patterns: Sequence[str] | None = None,
     leave: Iterable[Edit] = (),
     plan: Plan | None = None,
+    keep_opset: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> FuseResult:
     """Do the same, and leave weights where they are.
@@ -124,6 +136,7 @@ def fuse_file(
         patterns: As for `fuse`.
         leave: As for `fuse`.
         plan: As for `fuse`.
+        keep_opset: As for `fuse`.
         on_progress: As for `fuse`.
 
     Returns:
@@ -135,7 +148,7 @@ def fuse_file(
     known = _known(patterns)
     say = on_progress or _silent
     say(f"reading {fspath(path)}")
-    how = _Choice(known, plan, frozenset(map(_place, leave)))
+    how = _Choice(known, plan, frozenset(map(_place, leave)), keep_opset)
     return _fuse_in_place(model_io.read(path), fspath(path), spill, how, say)
 
 
@@ -156,12 +169,22 @@ class _Choice:
     known: Sequence[Pattern]
     plan: Plan | None
     left: frozenset[Place]
+    keep_opset: bool
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether all is to be fused, of a block family or not."""
+        return takes_any(self.known)
 
     def why_left(self, place: Place) -> str:
         """Why a group that was chosen is left alone; empty where it is not."""
         if place in self.left:
             return LEFT
         return SLOWER if self.plan and place in self.plan.left else ""
+
+    def wants(self, graph: str, output: str) -> bool:
+        """Whether what computes a tensor may be changed."""
+        return not self.why_left((graph, output))
 
 
 def _place(edit: Edit) -> Place:
@@ -224,9 +247,12 @@ def _fused_in_place(
     how: _Choice,
     say: Callable[[str], None],
 ) -> FuseResult:
+    whole = hard_swish.write(model, graphs, how.wants, keep_opset=how.keep_opset) if how.takes_any else []
+    edits = [each for each in whole if isinstance(each, Edit)]
+    remarks = [each if isinstance(each, Remark) else _told(each) for each in whole]
+    if edits:
+        graphs = scopes(model)
     patch = Patch(model, graphs, spill)
-    edits: list[Edit] = []
-    remarks: list[Remark] = []
     for scope in graphs:
         say("finding groups")
         groups = Groups(scope)
@@ -235,7 +261,7 @@ def _fused_in_place(
         settled = settle(groups, maker.choose, families.has, maker.make)
         made = [each.candidate for each in settled if isinstance(each.outcome, Edit)]
         for outcome in (each.outcome for each in settled):
-            remarks.append(outcome if isinstance(outcome, Remark) else _fused(outcome))
+            remarks.append(outcome if isinstance(outcome, Remark) else _told(outcome))
             if isinstance(outcome, Edit):
                 edits.append(outcome)
         gone = {position for candidate in made for position in candidate.replaced}
@@ -278,7 +304,7 @@ class _Families:
 
     def __init__(self, known: Sequence[Pattern], groups: Groups) -> None:
         self._known = known
-        self._takes_any = any(pattern.slug == CATCH_ALL for pattern in known)
+        self._takes_any = takes_any(known)
         self._groups = groups
         self._found: dict[Merge, Pattern | None] = {}
         self._by_text: dict[tuple[tuple[str, ...], str], Pattern | None] = {}
@@ -300,6 +326,8 @@ class _Families:
         return ", ".join(sorted({pattern.name for merge in merges if (pattern := self.of(merge))}))
 
 
-def _fused(edit: Edit) -> Remark:
-    message = f"{edit.pattern}: {len(edit.removed)} nodes became {' and '.join(edit.added)}, {edit.kernel}"
-    return Remark(Outcome.FUSED, edit.removed[-1], message, graph=edit.graph)
+def _told(edit: Edit) -> Remark:
+    outcome = Outcome.FUSED if edit.kernel else Outcome.REWRITTEN
+    became = ", ".join(filter(None, (" and ".join(edit.added), edit.kernel)))
+    message = f"{edit.pattern}: {len(edit.removed)} nodes became {became}"
+    return Remark(outcome, edit.removed[-1], message, graph=edit.graph)

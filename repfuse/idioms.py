@@ -1,14 +1,10 @@
 """Subgraphs that runtimes recognise and run as one kernel, so that no node of theirs may be folded away.
 
 A GELU exports as Div, Erf, Add, Mul, Mul. Folding its last scalar into the next Conv is exact, and hides the
-GELU from ONNX Runtime and OpenVINO: repvit_m0_9 then ran at 0.90 of its speed where it gains 1.11. A HardSwish
-that ends in its constant factor, with a scale or shift behind it, is an exception, of which only the rest is
-protected: ONNX Runtime runs its nodes one by one, and OpenVINO those that are left about as fast (PP-OCRv4 rec:
-1.23 and 1.02 times the original's speed with the factor folded into the next Conv, 1.15 and 1.03 without). Where
-nothing is behind it but a Conv, that is not worth it (PP-OCRv3 det: 1.03 and 0.98 with it, 1.01 and 1.01 without).
+GELU from ONNX Runtime and OpenVINO: repvit_m0_9 then ran at 0.90 of its speed where it gains 1.11.
 
-Each idiom is an expression over `X` (the tensor it acts on) and `C` (any constant); operands of Add and Mul may
-come in either order. To protect another one, add a row to `IDIOMS`.
+Each idiom is an expression over `X` (the tensor it acts on) and `C` (any constant, as a number stands for that
+one); operands of Add and Mul may come in either order. To protect another one, add a row to `IDIOMS`.
 """
 
 from __future__ import annotations
@@ -18,10 +14,15 @@ from functools import cache
 from itertools import permutations
 from typing import Any
 
+import numpy as np
+from onnx import defs
+
+from repfuse.nodes import Node
 from repfuse.view import Scope
 
-Expression = str | tuple[Any, ...]
-"""`X`, `C`, or an operator (`|` between alternatives) with its operands, which are expressions."""
+Expression = str | float | tuple[Any, ...]
+"""`X`, `C`, a number, or an operator (`|` between alternatives) with its operands, which are expressions, and at
+the end the attributes that it must have, if that matters."""
 
 X, C = "X", "C"
 
@@ -33,10 +34,9 @@ _TANHS = (
     ("Tanh", ("Mul", ("Mul", X, C), ("Add", ("Mul", ("Mul", X, C), X), C))),
 )
 _GATE = ("Clip", ("Add", X, C), C, C)
-_HARD_SWISH = ("Div|Mul", ("Mul", X, _GATE), C)
 
 
-def _gelus(curve: Expression) -> Iterator[Expression]:
+def _gelus(curve: Expression) -> Iterator[tuple[Any, ...]]:
     """`0.5 * x * (1 + curve)` in the orders in which it is exported."""
     gate = ("Add", curve, C)
     yield ("Mul", ("Mul", X, gate), C)
@@ -51,12 +51,13 @@ _NORMALIZED = tuple(
 )
 _ROOT_MEAN_SQUARE = ("Sqrt", ("Add", ("ReduceMean", ("Pow", X, C)), C))
 
-IDIOMS: tuple[tuple[str, Expression], ...] = (
+IDIOMS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     *(("a GELU", gelu) for curve in (_ERF, *_TANHS) for gelu in _gelus(curve)),
     ("a QuickGELU", ("Mul", X, ("Sigmoid", ("Mul", X, C)))),
-    ("a HardSwish", _HARD_SWISH),
+    ("a HardSwish", ("Div|Mul", ("Mul", X, _GATE), C)),
     ("a HardSwish", ("Mul", X, ("Div|Mul", _GATE, C))),
-    ("a HardSwish", ("Mul", X, _GATE)),  # and a factor: see above
+    ("a HardSwish", ("Mul", X, _GATE)),  # and a factor that is elsewhere
+    ("a HardSwish", ("Mul", X, ("HardSigmoid", X))),
     ("a HardSigmoid", ("Div|Mul", _GATE, C)),
     *(("a LayerNormalization", ("Add", ("Mul", normal, C), C)) for normal in _NORMALIZED),
     *(("a LayerNormalization", ("Mul", normal, C)) for normal in _NORMALIZED),
@@ -67,9 +68,8 @@ IDIOMS: tuple[tuple[str, Expression], ...] = (
 """Longer idioms stand before those they contain."""
 
 _COMMUTATIVE = {"Add", "Mul"}
-_SCALES = {"Mul", "Div", "Add", "Sub", "BatchNormalization"}
 _LAST = {operator for _, expression in IDIOMS for operator in expression[0].split("|")}
-_MARKS = {"Erf", "Tanh", "Sigmoid", "Clip", "ReduceMean"}
+_MARKS = {"Erf", "Tanh", "Sigmoid", "Clip", "HardSigmoid", "ReduceMean"}
 """Every idiom holds one of these, so a graph without any needs no search."""
 
 Match = tuple[str, frozenset[int]]
@@ -87,21 +87,16 @@ def idiom_nodes(scope: Scope) -> Mapping[int, str]:
         for name, expression in IDIOMS:
             if node.op_type not in _operators(expression[0]):
                 continue
-            if expression is _HARD_SWISH and _is_scaled(scope, node.output[0]):
-                continue
-            match = next(_matches(scope, node.output[0], expression, ""), None)
+            match = matched(scope, node.output[0], expression)
             if match:
                 found.update({member: found.get(member, name) for member in match[1]})
                 break
     return found
 
 
-def _is_scaled(scope: Scope, tensor: str) -> bool:
-    """Whether all that uses a tensor is a scale or a shift by a constant."""
-    users = [scope.nodes[position] for position in scope.consumers(tensor)]
-    if len(users) != 1 or users[0].op_type not in _SCALES:
-        return False
-    return any(scope.constants.find(name) is not None for name in users[0].input)
+def matched(scope: Scope, tensor: str, expression: Expression) -> Match | None:
+    """What `X` is and which nodes compute a tensor, if it is what an expression says."""
+    return next(_matches(scope, tensor, expression, ""), None)
 
 
 @cache
@@ -115,6 +110,10 @@ def _matches(scope: Scope, tensor: str, expression: Expression, x: str) -> Itera
         if not tensor or scope.constants.find(tensor) is not None:
             yield x, frozenset()
         return
+    if isinstance(expression, float):
+        if _is_number(scope, tensor, expression):
+            yield x, frozenset()
+        return
     if expression == X:
         if x in ("", tensor):
             yield tensor, frozenset()
@@ -125,7 +124,9 @@ def _matches(scope: Scope, tensor: str, expression: Expression, x: str) -> Itera
     node = scope.nodes[position]
     if node.op_type not in _operators(expression[0]):
         return
-    operands = tuple(expression[1:])
+    operands = tuple(each for each in expression[1:] if not isinstance(each, Mapping))
+    if any(not _has(node, scope, each) for each in expression[1:] if isinstance(each, Mapping)):
+        return
     for order in permutations(operands) if node.op_type in _COMMUTATIVE else [operands]:
         for bound, nodes in _match_all(scope, node.input, order, x):
             yield bound, nodes | {position}
@@ -143,3 +144,21 @@ def _match_all(
     for bound, nodes in _matches(scope, first, expressions[0], x):
         for final, more in _match_all(scope, others, expressions[1:], bound):
             yield final, nodes | more
+
+
+def _is_number(scope: Scope, tensor: str, number: float) -> bool:
+    """Whether a tensor is one number, as near as its type comes to it: a float of at most 32 bits."""
+    constant = scope.constants.find(tensor) if tensor else None
+    if constant is None or constant.size != 1 or len(constant.dims) > 1:
+        return False
+    value = constant.read().reshape(())
+    return value.dtype.kind == "f" and value.itemsize <= 4 and bool(value == value.dtype.type(number))
+
+
+def _has(node: Node, scope: Scope, attributes: Mapping[str, float]) -> bool:
+    """Whether a node has attributes, or where it does not name them their defaults, of these values."""
+    known = defs.get_schema(node.op_type, scope.opset).attributes
+    return all(
+        name in known and node.attributes.get(name, known[name].default_value.f) == np.float32(value)
+        for name, value in attributes.items()
+    )

@@ -80,7 +80,8 @@ def page(found: Report, details: Details, *, command: str, failure: str = "") ->
 def _verdict(found: Report) -> str:
     if not found.edits:
         return "Nothing was fused; the output is a copy of the input."
-    parts = [f"{counted(len(found.edits), 'group')} fused"]
+    merged = sum(bool(edit.kernel) for edit in found.edits)
+    parts = [f"{counted(merged, 'group')} fused"] if merged else []
     for each in found.benchmarks:
         parts.append(f"{each.ratio:.2f} times as fast on {each.backend}")
     if found.verification:
@@ -278,12 +279,12 @@ def _sample(group: Group, count: int) -> Mapping[str, Any]:
         "before": _placed(draw(group.before)),
         "before_text": f"Graph before: {_told(group.before.text, len(edit.removed))}",
         "after": _placed(draw(group.after), new=True),
-        "after_text": f"Graph after: {_told(group.after.text, len(edit.added))}, {edit.kernel}",
+        "after_text": f"Graph after: {_told(group.after.text, len(edit.added), edit.kernel)}",
     }
 
 
-def _told(text: str, nodes: int) -> str:
-    return f"{counted(nodes, 'node')}, {text}"
+def _told(text: str, nodes: int, kernel: str = "") -> str:
+    return ", ".join(filter(None, (counted(nodes, "node"), text, kernel)))
 
 
 BOX, GAP, MARGIN = (132, 48), (12, 34), 8

@@ -77,6 +77,10 @@ class Patch:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         return tensor.name
 
+    def replacement(self, scope: Scope, position: int) -> Sequence[NodeProto] | None:
+        """What was put in the place of a node, which may still be changed; None where it is to stay."""
+        return self._changes[id(scope)].nodes.get(position)
+
     def replace(self, scope: Scope, position: int, nodes: Sequence[NodeProto]) -> None:
         """Put nodes in the place of one; the last of them computes the output that it computed."""
         self._changes[id(scope)].nodes[position] = list(nodes)

@@ -177,6 +177,11 @@ class Pattern:
         )
 
 
+def takes_any(known: Iterable[Pattern]) -> bool:
+    """Whether all is to be fused, of a family or not."""
+    return any(pattern.slug == CATCH_ALL for pattern in known)
+
+
 def match(patterns: Iterable[Pattern], topology: Topology) -> Pattern | None:
     """The first of the patterns that a group fits, in the order given; None where it fits none."""
     return next((pattern for pattern in patterns if pattern.fits(topology)), None)

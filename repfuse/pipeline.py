@@ -48,6 +48,7 @@ class Options:
         tune: Decide by measuring which groups to fuse.
         tune_cache: A file in which measurements are kept.
         tune_budget: Seconds for them.
+        keep_opset: Do not raise the version of the operator set.
         keep_going: Leave blocks alone that do not match, in place of giving up.
         rtol: The largest error to accept; None for one made from the noise floor.
         threads: How many threads models run with.
@@ -73,6 +74,7 @@ class Options:
     tune: bool = False
     tune_cache: Path | None = None
     tune_budget: float = BUDGET
+    keep_opset: bool = False
     keep_going: bool = False
     rtol: float | None = None
     threads: int = 1
@@ -259,7 +261,13 @@ class _Job:
             spill = Spill(Path(folder, "weights"))
             patterns = options.patterns or None
             yield fuse(
-                options.source, spill, patterns=patterns, leave=leave, plan=self._plan, on_progress=tell
+                options.source,
+                spill,
+                patterns=patterns,
+                leave=leave,
+                plan=self._plan,
+                keep_opset=options.keep_opset,
+                on_progress=tell,
             )
 
     def _write(self, result: FuseResult, fused: Path) -> None:

@@ -59,11 +59,7 @@ def summarized(scope: Scope, refusals: Sequence[Remark], *, fused: bool) -> list
         refusals: A remark for each join that was left alone.
         fused: Whether anything was fused in the graph: if so, quantization is told only where it was in the way.
     """
-    found = [
-        position
-        for position, node in enumerate(scope.nodes)
-        if _quantizes(node.op_type) and scope.constants.find(node.input[0]) is None
-    ]
+    found = quantizes_values(scope)
     names = {scope.name(position) for position in found}
     others = [remark for remark in refusals if remark.blocker not in names]
     if not found or (fused and len(others) == len(refusals)):
@@ -72,6 +68,15 @@ def summarized(scope: Scope, refusals: Sequence[Remark], *, fused: bool) -> list
     listed = ", ".join(f"{count} {op_type}" for op_type, count in sorted(counts.items()))
     first = scope.name(found[0])
     return [Remark(Outcome.REFUSED, first, f"{_REASON} (there are {listed})", first, scope.label), *others]
+
+
+def quantizes_values(scope: Scope) -> list[int]:
+    """The nodes of a graph that quantize values, or compute on quantized ones."""
+    return [
+        position
+        for position, node in enumerate(scope.nodes)
+        if _quantizes(node.op_type) and scope.constants.find(node.input[0]) is None
+    ]
 
 
 def _quantizes(op_type: str) -> bool:

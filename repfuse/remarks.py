@@ -23,6 +23,8 @@ class Outcome(str, Enum):
     FUSED = "fused"
     REFUSED = "refused"
     """A group of branches, which share a source, was left alone."""
+    REWRITTEN = "rewritten"
+    """Nodes that together are an operator of ONNX's are that operator now."""
     KEPT = "kept"
     """Linear ops in a row, or a join whose operands are no group, are as they were: nobody need do anything."""
 
@@ -66,6 +68,8 @@ class Remark:
 class Edit:
     """One change that was made to the model: nodes replaced by Convs (and the Adds that still join them).
 
+    Or a HardSwish that was written as one node.
+
     Attributes:
         pattern: The name of the block family that the group matched.
         graph: The graph that was changed, as in `Remark`.
@@ -73,7 +77,7 @@ class Edit:
         output: The tensor that they computed; it keeps its name.
         removed: Labels of the nodes that the change made superfluous.
         added: Labels of the new nodes.
-        kernel: The equivalent kernel in words, such as `3x3 64->64 stride 2`.
+        kernel: The equivalent kernel in words, such as `3x3 64->64 stride 2`; empty where nothing was merged.
     """
 
     pattern: str

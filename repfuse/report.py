@@ -88,13 +88,13 @@ def groups(edits: Sequence[Edit], remarks: Sequence[Remark], *, verbose: bool) -
         remarks: What was found.
         verbose: List every remark; else the first few refusals of each kind, and nothing of what is no group.
     """
-    fused, refused, kept = (by_outcome(remarks, outcome) for outcome in Outcome)
+    fused, refused, rewritten, kept = (by_outcome(remarks, outcome) for outcome in Outcome)
     nothing = "Nothing to fuse: no linear branches meet in this model (fused already, or never branched)."
     head = Text(group_count(remarks), "bold") if fused or refused else Text(nothing)
-    families = Counter(edit.pattern for edit in edits).most_common()
-    rows = [("fused", f"{count} x {family}") for family, count in families]
+    families = Counter((bool(edit.kernel), edit.pattern) for edit in edits).most_common()
+    rows = [("fused" if merged else "rewritten", f"{count} x {name}") for (merged, name), count in families]
     if verbose:
-        rows += map(_row, fused)
+        rows += map(_row, fused + rewritten)
     rows += _few_of_each_kind(refused, len(refused) if verbose else FEW)
     if verbose:
         rows += map(_row, kept)
@@ -144,6 +144,8 @@ def size_rows(before: Stats, after: Stats) -> list[Sequence[str]]:
         ("file", before.bytes, after.bytes, partial(si, unit="B")),
     ]
     rows: list[Sequence[str]] = []
+    if before.opset != after.opset:
+        rows.append(("opset", str(before.opset), str(after.opset), ""))
     for title, old, new, shown in counts:
         figures = ("unknown" if count is None else shown(count) for count in (old, new))
         rows.append((title, *figures, changed_by(old, new) if old and new is not None else ""))
@@ -270,6 +272,7 @@ def as_dict(report: Report, version: str) -> dict[str, Any]:
                 "found": outcomes[Outcome.FUSED] + outcomes[Outcome.REFUSED],
                 "fused": outcomes[Outcome.FUSED],
                 "refused": outcomes[Outcome.REFUSED],
+                "rewritten": outcomes[Outcome.REWRITTEN],
                 "kept": outcomes[Outcome.KEPT],
             },
             "edits": report.edits,

@@ -57,7 +57,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
     nodes = _nodes(groups, candidate, derived, patch)
     replaced = [scope.nodes[position] for position in sorted(candidate.replaced)]
     for node in nodes:
-        _take_over_metadata(node, replaced)
+        take_over_metadata(node, replaced)
     patch.replace(scope, candidate.root, nodes)
     return Edit(
         pattern=pattern,
@@ -237,7 +237,7 @@ def _geometry(window: Window) -> dict[str, Any]:
     }
 
 
-def _take_over_metadata(node: NodeProto, replaced: Sequence[Node]) -> None:
+def take_over_metadata(node: NodeProto, replaced: Sequence[Node]) -> None:
     """Give a new node what the exporter wrote on those that it replaces; the last of them has the last word."""
     entries = {entry.key: entry.value for old in replaced for entry in old.proto.metadata_props}
     entries[FUSED_FROM] = json.dumps([old.name or old.output[0] for old in replaced])

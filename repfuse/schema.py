@@ -105,7 +105,7 @@ def _fuse() -> Schema:
         "repfuse": of(str),
         "input": of(str),
         "output": of(str | None),
-        "groups": _object(dict.fromkeys(("found", "fused", "refused", "kept"), _COUNT)),
+        "groups": _object(dict.fromkeys(("found", "fused", "refused", "rewritten", "kept"), _COUNT)),
         "size": _SIZE,
         "latency": of(typing.get_type_hints(Report)["benchmarks"]),
     }

@@ -12,7 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from repfuse import model_io, shapes
 from repfuse.nodes import subgraphs
-from repfuse.view import Inferred
+from repfuse.view import Inferred, opset_of
 
 FLOATS = frozenset(
     value
@@ -34,6 +34,7 @@ class Stats:
         macs: Multiply-adds of Conv, ConvTranspose, Gemm and MatMul in one run, biases left out. None where
             they cannot be known: extents are symbolic, or such a node stands in a subgraph or a function.
         bytes: What the model takes on disk, external data included.
+        opset: The version of ONNX's operator set that it is written in.
     """
 
     nodes: int
@@ -41,6 +42,7 @@ class Stats:
     parameters: int
     macs: int | None
     bytes: int
+    opset: int
 
 
 def measure_file(path: Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Stats:
@@ -75,6 +77,7 @@ def measure(model: ModelProto, *, size: int | None = None) -> Stats:
         parameters=sum(math.prod(tensor.dims) for tensor in tensors if tensor.data_type in FLOATS),
         macs=None if any(map(_counter, inner)) else _macs(model),
         bytes=(model.ByteSize() if size is None else size) + sum(map(_external_bytes, tensors)),
+        opset=opset_of(model.opset_import),
     )
 
 

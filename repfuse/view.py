@@ -174,7 +174,7 @@ def _scope(
         label=name,
         proto=proto,
         nodes=nodes,
-        opset=_opset(pure.opset_imports),
+        opset=opset_of(pure.opset_imports),
         constants=pure.knowing(known.shape_of, known.type_of),
         kept=frozenset(_names(proto.output)).union(
             *(captured(graph) for node in nodes for _, graph in node.graphs)
@@ -222,5 +222,6 @@ def _inside(scope: Scope) -> Iterator[Scope]:
             yield from _inside(inner)
 
 
-def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+def opset_of(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+    """The version of ONNX's own operator set, 0 where there is none."""
     return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 0)

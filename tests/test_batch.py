@@ -86,6 +86,7 @@ def test_each_model_is_fused_and_recorded(folder: Path) -> None:
         "found": 1,
         "fused": 1,
         "refused": 0,
+        "rewritten": 0,
         "kept": 0,
     }
     assert records[3].message.startswith("not an ONNX file")

@@ -280,7 +280,7 @@ def test_json_has_what_was_printed(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert repfuse("in.onnx", "out.onnx", "--backend", "ort", "--json", "report.json").exit_code == 0
     found = json.loads(Path("report.json").read_text())
     assert (found["schema"], found["repfuse"], found["written"]) == (1, __version__, True)
-    assert found["groups"] == {"found": 1, "fused": 1, "refused": 0, "kept": 0}
+    assert found["groups"] == {"found": 1, "fused": 1, "refused": 0, "rewritten": 0, "kept": 0}
     assert found["edits"][0]["pattern"] == "RepConv"
     assert found["size"]["before"]["bytes"] == Path("in.onnx").stat().st_size
     assert found["size"]["after"]["bytes"] == Path("out.onnx").stat().st_size

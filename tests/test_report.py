@@ -41,7 +41,9 @@ def edit(pattern: str) -> Edit:
     return Edit(pattern, "", "x", "y", ("Conv 'a'", "Conv 'b'"), ("Conv 'c'",), "3x3 8->8")
 
 
-STATS = Stats(nodes=125, operators={"Conv": 44}, parameters=9_105_640, macs=1_512_581_120, bytes=36_458_102)
+STATS = Stats(
+    nodes=125, operators={"Conv": 44}, parameters=9_105_640, macs=1_512_581_120, bytes=36_458_102, opset=12
+)
 CHECK = OutputCheck("ONNX Runtime 1.2", "y", 3e-7, noise_floor=5e-7, movement=0.5, tolerance=5e-6)
 VERIFICATION = Verification(("x: float32[1, 3, 8, 8]",), (CHECK,), (), ())
 FASTER = Benchmark(
@@ -91,7 +93,7 @@ def test_what_is_no_group_is_listed_only_if_asked_for() -> None:
 
 def test_what_is_no_group_is_not_counted_as_one() -> None:
     found = report.as_dict(Report(Path("a"), None, remarks=[fused(0), blocked(0), KEPT, KEPT]), "1")
-    assert found["groups"] == {"found": 2, "fused": 1, "refused": 1, "kept": 2}
+    assert found["groups"] == {"found": 2, "fused": 1, "refused": 1, "rewritten": 0, "kept": 2}
     assert found["remarks"][-1]["saving"] == -2.1
 
 
@@ -106,7 +108,7 @@ def test_names_are_printed_as_they_are() -> None:
 
 
 def test_sizes() -> None:
-    after = Stats(nodes=47, operators={}, parameters=8_309_384, macs=1_361_000_000, bytes=972)
+    after = Stats(nodes=47, operators={}, parameters=8_309_384, macs=1_361_000_000, bytes=972, opset=12)
     rows = [line.split() for line in text(report.sizes(STATS, after)).splitlines()]
     assert rows == [
         ["Size", "before", "after", "change"],
@@ -252,7 +254,7 @@ def test_json_has_everything_as_plain_values() -> None:
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert (plain["schema"], plain["repfuse"]) == (report.SCHEMA, "1.2.3")
     assert (plain["input"], plain["output"], plain["written"]) == ("in.onnx", "out.onnx", True)
-    assert plain["groups"] == {"found": 2, "fused": 1, "refused": 1, "kept": 0}
+    assert plain["groups"] == {"found": 2, "fused": 1, "refused": 1, "kept": 0, "rewritten": 0}
     assert plain["edits"][0]["removed"] == ["Conv 'a'", "Conv 'b'"]
     assert plain["remarks"][1]["outcome"] == "refused"
     assert plain["size"]["before"]["operators"] == {"Conv": 44}

@@ -104,4 +104,5 @@ def test_a_wrong_report_is_told(folder: Path) -> None:
 
 def test_attributes_are_described() -> None:
     edit = schema("fuse")["properties"]["edits"]["items"]["properties"]
-    assert edit["kernel"]["description"] == "The equivalent kernel in words, such as `3x3 64->64 stride 2`."
+    text = "The tensor that the replaced branches shared."
+    assert edit["source"]["description"] == text

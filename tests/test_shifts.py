@@ -230,5 +230,5 @@ def test_a_block_of_pp_ocr() -> None:
         nodes, {"x": [1, 4, 6, 5]}, ["y"], constants | values_of_one | values_of_two, dtype=np.float64
     )
     result = fuse(proto)
-    assert ops(result.model) == "Conv Add Clip Mul Conv Add Clip Mul Add Conv"
+    assert ops(result.model) == "Conv Add Clip Mul Div Conv Add Clip Mul Div Add Conv"
     assert_same(proto, result)
