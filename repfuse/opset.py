@@ -108,7 +108,8 @@ def raise_to(version: int, model: ModelProto, scopes: Iterable[Scope], patch: Pa
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = max(entry.version, version)
-    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
+    least = helper.find_min_ir_version_for([helper.make_opsetid("", version)])
+    model.ir_version = max(model.ir_version, least)
 
 
 def _can_be_raised(node: Node, scope: Scope, version: int) -> bool:

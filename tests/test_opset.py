@@ -183,6 +183,13 @@ def test_what_a_group_adds_is_raised_as_well() -> None:
     assert "BatchNormalization" not in {each.op_type for each in result.model.graph.node}
 
 
+def test_other_operator_sets_stay() -> None:
+    proto = after_a_swish([node("Relu", ["h"], ["y"])])
+    proto.opset_import.append(helper.make_opsetid("Paddle", 1))
+    imports = fuse(proto).model.opset_import
+    assert [(entry.domain, entry.version) for entry in imports] == [("", 14), ("Paddle", 1)]
+
+
 def test_the_format_is_new_enough() -> None:
     assert assert_raised(after_a_swish([node("Relu", ["h"], ["y"])], ir=4)).model.ir_version == 7
 
