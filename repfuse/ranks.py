@@ -1,13 +1,14 @@
 """How many axes a tensor has, where ONNX's shape inference does not tell.
 
-It gives up on all that follows a Reshape to a computed shape, though a Transpose soon says in its `perm` how
-many axes there are. So one looks back to there.
+It gives up on all that follows a Reshape to a computed shape, though that is put together of as many numbers as
+there are axes, or a Transpose soon says in its `perm` how many these are. So one looks back to there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from repfuse.operands import integers_at
 from repfuse.view import Scope
 
 _DEPTH = 32
@@ -47,6 +48,8 @@ class _Ranks:
         node = scope.nodes[position]
         if node.op_type == "Transpose" and "perm" in node.attributes:
             return len(node.attributes["perm"])
+        if node.op_type == "Reshape":
+            return self._length(node.input[1], depth - 1)
         if node.op_type in _SAME:
             return self.of(node.input[0], depth - 1)
         if node.op_type in ("Squeeze", "Unsqueeze") and "axes" in node.attributes:
@@ -57,6 +60,31 @@ class _Ranks:
             return self._broadcast(
                 [self.of(name, depth - 1) for name in node.input], node.op_type == "MatMul"
             )
+        return None
+
+    def _length(self, vector: str, depth: int) -> int | None:
+        """How many elements a vector has."""
+        scope = self._scope
+        constant = scope.constants.find(vector)
+        position = scope.producer(vector)
+        if constant is not None or position is None or depth < 1:
+            return constant.size if constant else None
+        node = scope.nodes[position]
+        if node.op_type == "Shape" and not node.attribute:
+            return self.of(node.input[0], depth - 1)
+        if node.op_type in ("Cast", "Identity"):
+            return self._length(node.input[0], depth - 1)
+        if node.op_type == "Concat":
+            parts = [self._length(name, depth - 1) for name in node.input]
+            known = [part for part in parts if part is not None]
+            return sum(known) if len(known) == len(parts) else None
+        if node.op_type == "Slice":
+            length = self._length(node.input[0], depth - 1)
+            starts, ends = (integers_at(node, slot, scope) for slot in (1, 2))
+            steps = integers_at(node, 4, scope, [1])
+            if length is None or not (starts and ends and steps):
+                return None
+            return len(range(length)[starts[0] : ends[0] : steps[0]])
         return None
 
     @staticmethod

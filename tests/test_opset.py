@@ -314,6 +314,39 @@ def test_ranks_behind_a_reshape_to_what_is_computed(nodes: list[NodeProto], rank
     assert rank_of(main_scope(proto), "t") == rank
 
 
+SIZED = [
+    pytest.param([node("Concat", ["size", "one", "pair"], ["to"], axis=0)], 4, id="concat"),
+    pytest.param(
+        [
+            node("Concat", ["size", "one"], ["s"], axis=0),
+            node("Cast", ["s"], ["t"], to=6),
+            node("Identity", ["t"], ["u"]),
+            node("Cast", ["u"], ["to"], to=7),
+        ],
+        2,
+        id="cast",
+    ),
+    pytest.param([node("Shape", ["x"], ["to"])], 4, id="shape"),
+    pytest.param([node("Slice", ["extents", "one", "far"], ["to"])], 3, id="slice"),
+    pytest.param([node("Slice", ["extents", "one", "far", "zero", "two"], ["to"])], 2, id="slice-by-twos"),
+    pytest.param([node("Slice", ["extents", "open", "far"], ["to"])], None, id="slice-from-anywhere"),
+    pytest.param([node("Concat", ["one", "open"], ["to"], axis=0)], None, id="concat-with-the-unknown"),
+    pytest.param([node("Add", ["open", "one"], ["to"])], None, id="sum"),
+]
+
+
+@pytest.mark.parametrize(("nodes", "rank"), SIZED)
+def test_ranks_behind_a_reshape_to_so_many_numbers(nodes: list[NodeProto], rank: int | None) -> None:
+    """Some of these the graph computes, so that shape inference does not tell."""
+    numbers = {"zero": [0], "one": [1], "two": [2], "far": [9], "pair": [2, -1]}
+    size = [node("Shape", ["x"], ["extents"]), node("Slice", ["extents", "zero", "one"], ["size"])]
+    around = [*size, *nodes, node("Reshape", ["x", "to"], ["r"]), node("Identity", ["r"], ["y"])]
+    constants = {name: np.array(each) for name, each in numbers.items()}
+    proto = model(around, {"x": ["a", "b", "c", "d"]}, ["y"], constants, opset=11)
+    proto.graph.input.append(helper.make_tensor_value_info("open", TensorProto.INT64, ["n"]))
+    assert rank_of(main_scope(proto), "r") == rank
+
+
 def test_ranks_of_a_ladder_take_no_time() -> None:
     """Each tensor is used twice by the next one: as many ways back as 2 to the power of its rungs."""
     rungs = [node("Add", [f"t{i}", f"t{i}"], [f"t{i + 1}"]) for i in range(200)]
