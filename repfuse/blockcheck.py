@@ -22,17 +22,19 @@ times, however the d_i depend on each other; the smaller of both bounds counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, helper
 
 from repfuse import convert, model_io
-from repfuse.part import Array, Graph, Part, UnrunnableError, wide
+from repfuse.part import Array, Graph, Part, UnrunnableError
+from repfuse.probe import NOISE, PLACES, Probe, chain, few
 from repfuse.remarks import Edit, label
+from repfuse.roundoff import ARITHMETIC, largest_of_rows, rounded_off, to_the, units
 from repfuse.view import scopes
 
 if TYPE_CHECKING:
@@ -45,20 +47,8 @@ Sizes = Mapping[str, tuple[int, ...]]
 LIMIT = 0.5005
 """The largest error that passes. It is 0.5 but for types that are rounded to by way of another one."""
 
-ARITHMETIC = 2.0**-44
-"""What float64 itself may lose, as a share of the largest value on the way: 500 roundings that all add up."""
-
-_PRECISION = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149), "float64": (53, -1074)}
-"""Of each type: the bits of a significand, and the exponent of the smallest number."""
-
 _HOEFFDING = 8.0
 """Standard deviations, if all roundings were as large as they can be: see above."""
-
-_PLACES = ((0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (1.0, 1.0))
-"""Where impulses are, as shares of two axes in turn: a corner, two edges, the centre, the corner opposite."""
-
-_NOISE = (1.0, 50.0)
-"""Deviations of dense noise. What only looks linear near zero does not agree on both."""
 
 _KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Concat"}
 """What new nodes are, but for those that move or average elements."""
@@ -146,7 +136,7 @@ class _Curve:
         unit = max([float(np.finfo(kind).eps) for kind in kinds if kind.kind == "f"], default=_EPSILON)
         x = np.concatenate([np.linspace(-_WIDE, _WIDE, _SAMPLES), [-_FAR, _FAR]]).reshape(-1, 1, 1, 1)
         expected, actual = (side.run({self._source: x})[self._output] for side in (before, after))
-        return _units(expected, actual, unit / 2 * np.abs(x) * (np.abs(x) / 6 + 0.5) + ARITHMETIC * _FAR)
+        return units(expected, actual, unit / 2 * np.abs(x) * (np.abs(x) / 6 + 0.5) + ARITHMETIC * _FAR)
 
 
 class _Block:
@@ -172,12 +162,12 @@ class _Block:
         assert after is not None
         self._after = after.wide()
         self._carries = not {node.op_type for node in added} <= _KERNELS
-        self._rounded_off = partial(_rounded_off, added, after)
+        self._rounded_off = partial(rounded_off, added, after)
         self._joins = [node for node in added if node.op_type in ("Add", "Sub", "Concat")]
         self._concat = next((node for node in added if node.op_type == "Concat"), None)
         shifts = {node.output[0]: node for node in added if node.op_type == "Add"}
         self._convs = [
-            _Conv.of(_chain(node, added, after), after, original.shape_of, shifts.get(node.input[0]))
+            Probe.of(chain(node, added, after), after, original.shape_of, shifts.get(node.input[0]))
             for node in added
             if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
         ]
@@ -222,7 +212,7 @@ class _Block:
             raise failure
         return error
 
-    def _carried_error(self, rounded_off: Part) -> float:
+    def _carried_error(self, off: Part) -> float:
         """The error where ops move or average elements, too, which hold for the extents that the model has."""
         assert self._before is not None
         (source,) = self._inputs
@@ -234,21 +224,20 @@ class _Block:
         if len(extents) == 1 or len(extents) != len(shape) or math.prod(extents) > _LARGEST:
             raise UnrunnableError("It changes the layout of a tensor whose extents are unknown, or large.")
         random = np.random.default_rng(0)
-        inputs = [np.zeros(extents), *(random.normal(0, deviation, extents) for deviation in _NOISE)]
-        for place in range(len(_PLACES)):
+        inputs = [np.zeros(extents), *(random.normal(0, deviation, extents) for deviation in NOISE)]
+        for place in range(len(PLACES)):
             inputs.append(np.zeros(extents))
-            inputs[-1].flat[place * (inputs[-1].size - 1) // (len(_PLACES) - 1)] = 1
+            inputs[-1].flat[place * (inputs[-1].size - 1) // (len(PLACES) - 1)] = 1
         errors = []
         for values in inputs:
             always, nearly = (
-                _to_the(power, rounded_off).run({source: np.abs(values) ** power})[self._output]
-                for power in (1, 2)
+                to_the(power, off).run({source: np.abs(values) ** power})[self._output] for power in (1, 2)
             )
             bound = np.minimum(always, _HOEFFDING * np.sqrt(nearly))
             values_before = self._before.run({source: values})
             largest = max(np.abs(each).max(initial=0) for each in (values, *values_before.values()))
             actual = self._after.run({source: values})[self._output]
-            errors.append(_units(values_before[self._output], actual, bound + ARITHMETIC * largest))
+            errors.append(units(values_before[self._output], actual, bound + ARITHMETIC * largest))
         return max(errors)
 
     def _small_sizes(self) -> Iterator[Sizes]:
@@ -278,10 +267,10 @@ class _Block:
         random = np.random.default_rng(0)
         sources = {conv.source: conv.inputs(sizes[conv.source], random) for conv in self._convs}
         largest = max(math.prod(sizes[conv.source][1:]) * conv.columns for conv in self._convs)
-        rows = len(_PLACES) + len(_NOISE) + 1
+        rows = len(PLACES) + len(NOISE) + 1
         step = max(1, min(rows, _LARGEST // largest))
         if alone:  # what is written for one image, as some borders are; its maps are large: impulses at once
-            sources = {name: _few(value) for name, value in sources.items()}
+            sources = {name: few(value) for name, value in sources.items()}
             rows, step = 3, 1
         with np.errstate(all="ignore"):  # what is not finite at the end is an infinite error
             return max(
@@ -304,11 +293,11 @@ class _Block:
         expected = values[self._output]
         if expected.shape != bound.shape:
             return math.inf
-        bound = bound + ARITHMETIC * _largest_of_rows([*feeds.values(), *values.values()])
-        units = _units(expected, actual, bound)
-        if self._shaken and LIMIT < units < math.inf:
-            units = _units(expected, actual, bound + self._unsettled(feeds, expected))
-        return units
+        bound = bound + ARITHMETIC * largest_of_rows([*feeds.values(), *values.values()])
+        error = units(expected, actual, bound)
+        if self._shaken and LIMIT < error < math.inf:
+            error = units(expected, actual, bound + self._unsettled(feeds, expected))
+        return error
 
     def _unsettled(self, feeds: Mapping[str, Array], expected: Array) -> float:
         """How far outputs are unsettled, since what the original writes into tensors is rounded, too.
@@ -379,205 +368,3 @@ class _Block:
         """The axis of the Concat."""
         assert self._concat is not None
         return int(helper.get_attribute_value(self._concat.attribute[0]))
-
-
-@dataclass(frozen=True)
-class _Conv:
-    """A new op with a weight: how it moves over its source, and how its weights were rounded.
-
-    Attributes:
-        source: What it reads.
-        channels: Of the source.
-        group: How many groups it has.
-        columns: Taps times channels: how much the reference implementation makes of each element.
-        strides: For each axis, as the following are.
-        reach: From the first tap to the last, both counted.
-        begins: The padding before.
-        ends: The padding behind.
-        rows: The extents of a source that has its channels last, but for these and the batch.
-        part: The node, and what adds its bias, with what was rounded off weight and bias at most in place of
-            these.
-        shift: What is added to the source first, in the model's own type; zero for nothing.
-        weight: Of the node, in the model's own type.
-    """
-
-    source: str
-    channels: int
-    group: int
-    columns: int
-    strides: Array
-    reach: Array
-    begins: Array
-    ends: Array
-    rows: tuple[int, ...]
-    part: Part
-    shift: Array
-    weight: Array
-
-    @staticmethod
-    def of(
-        chain: Sequence[NodeProto], around: Part, shape_of: Callable[[str], Any], add: NodeProto | None
-    ) -> _Conv:
-        """Read the nodes of `_chain`, and the Add of a shift before it, among the nodes `around` them."""
-        node = chain[0]
-        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        weight = around.constants[node.input[1]]
-        rows: tuple[int, ...] = ()
-        group = given.get("group", 1)
-        if node.op_type in ("MatMul", "ConvTranspose"):  # inputs first
-            weight = weight.reshape(group, -1, *weight.shape[1:]).swapaxes(1, 2)
-            weight = weight.reshape(-1, *weight.shape[2:])
-        if node.op_type == "MatMul":
-            rows = tuple(range(2, len(shape_of(node.input[0]) or ())))
-        axes = weight.ndim - 2
-        begins, ends = np.reshape(given.get("pads", [0] * (2 * axes)), (2, axes))
-        strides = np.array(given.get("strides", [1] * axes), int)
-        reach = np.array(given.get("dilations", [1] * axes), int) * (np.array(weight.shape[2:], int) - 1) + 1
-        if node.op_type == "ConvTranspose":  # measured in positions of its input, each of which has all taps
-            reach = -(-reach // strides)
-            begins, ends, strides = 0 * begins, 0 * ends, 0 * strides + 1
-        return _Conv(
-            source=add.input[0] if add else node.input[0],
-            channels=weight.shape[1] * group,
-            group=group,
-            columns=math.prod(weight.shape[1:]) * group,
-            strides=strides,
-            reach=reach,
-            begins=begins,
-            ends=ends,
-            rows=rows,
-            part=Part(
-                chain,
-                {name: _half_ulp(around.constants[name]) for each in chain for name in each.input[1:]},
-                around.imports,
-            ),
-            shift=around.constants[add.input[1]] if add else np.zeros(1),
-            weight=around.constants[node.input[1]],
-        )
-
-    @property
-    def output(self) -> str:
-        """What it computes."""
-        return self.part.nodes[-1].output[0]
-
-    def least_outputs(self) -> Array:
-        """How many outputs there must be along each axis so that each tap meets the map's inside and outside."""
-        extents = np.maximum(self.begins, self.reach - 1 - self.begins) + 3
-        wanted = -(-(extents - self.reach + self.begins + self.ends) // self.strides) + 1  # rounded up
-        return np.asarray(np.maximum(wanted, 2))
-
-    def extents(self, outputs: Array, phase: int) -> tuple[int, ...]:
-        """Of a source that gives so many outputs, and leaves over what `phase` says, differently on each axis."""
-        over = (phase + np.arange(len(outputs))) % self.strides
-        whole = (outputs - 1) * self.strides + self.reach - self.begins - self.ends + over
-        return tuple(int(extent) for extent in np.maximum(whole, 1))
-
-    def padded(self, shape: tuple[int, ...]) -> int:
-        """How many elements a source of that shape has with its padding."""
-        pads = self.begins + self.ends
-        return math.prod(
-            [shape[0], *(extent + int(pad) for extent, pad in zip(shape[1:], pads, strict=True))]
-        )
-
-    def inputs(self, shape: tuple[int, ...], random: np.random.Generator) -> Array:
-        """Zero, an impulse in each group at each of `_PLACES`, and noise, shape `(inputs, *shape)`."""
-        shape = (*shape, *self.rows)
-        rows = np.zeros((1 + len(_PLACES) + len(_NOISE), *shape))
-        width = self.channels // self.group
-        for number, place in enumerate(_PLACES):
-            position = (int(place[axis % 2] * (extent - 1)) for axis, extent in enumerate(shape[1:]))
-            channels = slice(number * width // len(_PLACES), None, width)
-            where: Any = (1 + number, channels, *position)
-            rows[where] = 1
-        for number, deviation in enumerate(_NOISE):
-            rows[-1 - number] = random.normal(0, deviation, shape)
-        return np.moveaxis(rows, 1, -1) if self.rows else rows
-
-    def rounding(self, source: Array, power: int) -> Array:
-        """The sum, over taps, of the powers of what rounding the weight may change there."""
-        return self._run(_to_the(power, self.part), np.abs(source + wide(self.shift)) ** power)
-
-    def rounding_of_shift(self, source: Array) -> Array | float:
-        """What rounding the shift may change at most: if it does so at each tap, in the padding or not."""
-        if not np.any(self.shift):
-            return 0.0
-        node = self.part.nodes[0]
-        constants = {name: np.zeros(self.part.constants[name].shape) for name in node.input[2:]}
-        constants[node.input[1]] = abs(wide(self.weight))
-        padded = source.shape[2:] + self.begins + self.ends
-        rounded_off = np.broadcast_to(_half_ulp(self.shift), (*source.shape[:2], *padded))
-        return self._run(Part([_unpadded(node)], constants, self.part.imports), rounded_off)
-
-    @staticmethod
-    def _run(part: Part, values: Array) -> Array:
-        return part.run({part.nodes[0].input[0]: values})[part.nodes[-1].output[0]]
-
-
-def _few(rows: Array) -> Array:
-    """Of what `_Conv.inputs` makes: zero, all impulses at once, the larger noise."""
-    return np.stack([rows[0], rows[1 : 1 + len(_PLACES)].sum(axis=0), rows[-1]])
-
-
-def _unpadded(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    for attribute in list(copy.attribute):
-        if attribute.name == "pads":
-            copy.attribute.remove(attribute)
-    return copy
-
-
-def _chain(node: NodeProto, added: Sequence[NodeProto], around: Part) -> list[NodeProto]:
-    """A new node, and that which adds its bias, if another one does."""
-    adds = [each for each in added if each.op_type == "Add" and each.input[0] in node.output]
-    return [node, *(each for each in adds if each.input[1] in around.constants)]
-
-
-def _rounded_off(added: Sequence[NodeProto], after: Part) -> Part:
-    """New nodes with what was rounded off their weights at most in place of these."""
-    names = {name for node in added for name in node.input if name in after.constants}
-    values = {name: after.constants[name] for name in names}
-    floats = {name: _half_ulp(value) for name, value in values.items() if value.dtype.kind in "fV"}
-    return Part(added, values | floats, after.imports)
-
-
-def _to_the(power: int, part: Part) -> Part:
-    """A part whose weights are raised to a power; shapes and axes are not."""
-    if power == 1:
-        return part
-    constants = {
-        name: value**power if value.dtype.kind == "f" else value for name, value in part.constants.items()
-    }
-    return Part(part.nodes, constants, part.imports)
-
-
-def _units(expected: Array, actual: Array, bound: Array) -> float:
-    """The largest deviation in units in the last place of each weight; infinite where shapes differ.
-
-    Half a unit of each is what the bound stands for.
-    """
-    if expected.shape != actual.shape:
-        return math.inf
-    deviation = np.abs(expected - actual)
-    with np.errstate(all="ignore"):  # zero by zero, where both sides are
-        units = deviation / bound / 2
-    return float(np.nan_to_num(np.max(units, where=deviation != 0, initial=0), nan=np.inf, posinf=np.inf))
-
-
-def _half_ulp(values: Array) -> Array:
-    """Half the distance between neighbours of a value's type, the most that rounding to it can change."""
-    bits, least = _PRECISION[values.dtype.name]
-    # The exponent's bits alone are the power of two below a value; of numbers that have fewer digits, zero.
-    exponent = np.asarray(np.inf, values.dtype).view(f"u{values.dtype.itemsize}")
-    powers = wide((values.view(exponent.dtype) & exponent).view(values.dtype))
-    powers *= 2.0**-bits
-    return np.asarray(np.maximum(powers, 2.0 ** (least - 1), out=powers))
-
-
-def _largest_of_rows(values: Sequence[Array]) -> Any:
-    """The largest magnitude that any of some tensors, batch first, has in each row; it broadcasts to all."""
-    rows, axes = len(values[0]), values[-1].ndim - 1
-    floats = (np.abs(value) for value in values if value.dtype.kind == "f" and value.size)
-    # What has not so many rows is no value of the block's, but one that is the same for all of them.
-    largest = [v.reshape(rows, -1).max(axis=1) if len(v) == rows else np.full(rows, v.max()) for v in floats]
-    return np.max(largest, axis=0).reshape(-1, *[1] * axes)

@@ -19,7 +19,7 @@ from blocks import build, fold_bn
 from nets import Net
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from repfuse import blockcheck
+from repfuse import roundoff
 from repfuse.blockcheck import LIMIT, BlockCheck, check_blocks
 from repfuse.fusion import FuseResult, fuse
 from repfuse.patterns import Example, Pattern, load_patterns
@@ -408,4 +408,4 @@ def test_half_an_ulp_is_half_the_distance_to_the_next_number(dtype: type[np.gene
     unsigned = abs(values.astype(np.float64)).astype(dtype)
     following = (unsigned.view(f"u{unsigned.itemsize}") + 1).view(dtype).astype(np.float64)
     halves = (following - unsigned.astype(np.float64)) / 2
-    assert np.array_equal(blockcheck._half_ulp(values), halves)
+    assert np.array_equal(roundoff.half_ulp(values), halves)
