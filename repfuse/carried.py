@@ -34,7 +34,7 @@ class Carried:
         """The ways by source in which a tensor follows across ops that carry channels."""
         return self._forms.get(tensor, {})
 
-    def visit(self, position: int, forms: Mapping[str, Form]) -> bool:
+    def visit(self, position: int, forms: Mapping[str, Form]) -> None:
         """Add a node to the ways in which what it acts on follows from sources, if it carries channels.
 
         Args:
@@ -44,7 +44,7 @@ class Carried:
         node = self._scope.nodes[position]
         found = carry(node, self._scope) if forms or node.input[0] in self._forms else None
         if found is None:
-            return False
+            return
         self.ops[position] = found
         ways = {
             source: CarriedForm(form.window, form.window, (), form.is_weighted, form.is_weighted)
@@ -61,7 +61,6 @@ class Carried:
                 way.before, behind or None, (*way.path, position), way.is_weighted, way.starts_weighted
             )
         self._forms[node.output[0]] = carried
-        return True
 
     def compose(self, output: str, lifted: Lifted) -> None:
         """Add a linear op to the ways in which what it acts on follows."""

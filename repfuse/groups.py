@@ -189,8 +189,8 @@ class Groups:
             if framed:
                 self._carried.forget(framed.inside - {self.scope.producer(framed.source)})
         if not framed and node.op_type in CARRIERS:
-            if self._carried.visit(position, self._forms.get(node.input[0], {})):
-                self.blocked.setdefault(position, CARRIES)
+            self._carried.visit(position, self._forms.get(node.input[0], {}))
+            self.blocked.setdefault(position, CARRIES)
             return
         if not framed and (node.op_type not in LIFTERS or not node.output or self._is_constant(position)):
             return

@@ -169,7 +169,7 @@ def test_an_extent_below_one_is_unknown() -> None:
         "a pooled map",
         lambda n, x: n.add(n.conv(x), n.conv(n.node("GlobalAveragePool", x), 1)),
         "GlobalAveragePool",
-        "not linear",
+        "moves or averages elements",
     ),
     Row(
         "a factor for each column",
@@ -408,6 +408,13 @@ def test_a_dropout_whose_mask_is_used_stays() -> None:
         lambda n, x: n.add(n.conv(x), n.node("Cast", n.node("Cast", x, to=1), to=TensorProto.DOUBLE)),
         "Cast",
         "not linear",
+    ),
+    Row(
+        "moved to places that are not known before it runs",
+        lambda n, x: n.add(n.conv(x), n.node("Reshape", n.conv(x, 1), n.node("Shape", n.bn(x)))),
+        "Reshape",
+        "moves or averages elements",
+        {"extents": ("H", "W")},
     ),
 )  # fmt: skip
 def test_every_op_on_the_way_must_be_linear(row: Row) -> None:
