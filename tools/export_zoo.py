@@ -36,11 +36,10 @@ from zoo_families import FAMILIES, Row
 from zoo_weights import images, randomize
 
 FLAVOURS: dict[str, dict[str, Any]] = {
-    "ts": {"dynamo": False, "opset_version": 17},
+    "ts": {"dynamo": False},
     "dy": {"dynamo": True, "external_data": False, "verbose": False},
     "raw": {
         "dynamo": False,
-        "opset_version": 17,
         "training": torch.onnx.TrainingMode.PRESERVE,
         "do_constant_folding": False,
     },
@@ -127,13 +126,19 @@ def _deploy_form(row: Model, train: nn.Module, shown: torch.Tensor) -> nn.Module
     return deploy.float()
 
 
-def export(model: nn.Module, extent: int, flavour: str) -> onnx.ModelProto:
-    """Export a model for inputs (1, 3, extent, extent) without a trace of this machine in it."""
+def export(model: nn.Module, extent: int, flavour: str, opset: int) -> onnx.ModelProto:
+    """Export a model for inputs (1, 3, extent, extent) without a trace of this machine in it.
+
+    The opset is the legacy exporter's: dynamo's writes the one that it is made for, and has others converted.
+    """
+    arguments = FLAVOURS[flavour]
+    if not arguments["dynamo"]:
+        arguments = {**arguments, "opset_version": opset}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         target = Path(folder, "model.onnx")
         image = torch.zeros(1, 3, extent, extent)
-        torch.onnx.export(model.eval(), (image,), target, **FLAVOURS[flavour])
+        torch.onnx.export(model.eval(), (image,), target, **arguments)
         exported = onnx.load(target)
     zoo_onnx.anonymize(exported)
     return exported
@@ -167,7 +172,10 @@ def add_to_zoo(row: Model, options: argparse.Namespace) -> None:
     record = options.out_dir / "expected.json"
     for flavour in options.flavour:
         key = f"{row.file}.{flavour}"
-        forms = {"train": export(train, row.extent, flavour), "deploy": export(deploy, row.extent, flavour)}
+        forms = {
+            form: export(module, row.extent, flavour, options.opset)
+            for form, module in (("train", train), ("deploy", deploy))
+        }
         if not _runs(forms["train"], row.extent):
             print(f"{key}: left out, since what the exporter writes does not run")
             continue
@@ -197,6 +205,7 @@ def _arguments() -> argparse.Namespace:
         help="exporters to use (default: all)",
     )
     add("--width", choices=widths, default="full", help="how wide and deep (default: full)")
+    add("--opset", type=int, default=17, help="of the flavours ts and raw (default: 17)")
     add("--seed", type=int, default=0, help="of the random weights (default: 0)")
     add("--strip", action="store_true", help="leave out the weights (tests/weights.py draws them again)")
     add("--deploy", action="store_true", help="write the deploy forms too, to OUT_DIR/deploy")
