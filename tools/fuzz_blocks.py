@@ -103,8 +103,23 @@ def _foreign(graph: Graph, source: str, goal: Goal, operands: Sequence[str]) -> 
 
 
 def _hard_swish(graph: Graph, value: str) -> str:
-    gate = graph.add("Relu", [graph.add("Add", [value, graph.constant_node(np.array(3.0))])])
-    return graph.add("Mul", [value, graph.add("Div", [gate, graph.constant_node(np.array(6.0))])])
+    """A HardSwish in several nodes, in one of the ways that exporters spell it, or one that none does."""
+    if graph.chance(0.3):
+        return graph.add("Mul", [value, graph.add("HardSigmoid", [value], alpha=1 / 6, beta=0.5)])
+    shifted = graph.add("Add", [value, graph.constant_node(np.array(3.0))])
+    gate = graph.add("Relu", [shifted]) if graph.chance(0.3) else _relu6(graph, shifted)
+    op_type, number = graph.pick([("Div", 6.0), ("Mul", 1 / 6)])
+    last: str = graph.pick([value, gate])
+    first = gate if last == value else value
+    if graph.chance(0.5):
+        return graph.add(op_type, [graph.add("Mul", [value, gate]), graph.constant_node(np.array(number))])
+    return graph.add("Mul", [last, graph.add(op_type, [first, graph.constant_node(np.array(number))])])
+
+
+def _relu6(graph: Graph, value: str) -> str:
+    if graph.opset < 11:
+        return graph.add("Clip", [value], min=0.0, max=6.0)
+    return graph.add("Clip", [value, *(graph.constant_node(np.array(bound)) for bound in (0.0, 6.0))])
 
 
 def _simple(op_type: str) -> Callable[[Graph, str], str]:
@@ -121,5 +136,5 @@ _WINDOWS: dict[Callable[[Graph, str, Goal], str], float] = {
 }  # fmt: skip
 
 _ACTIVATIONS: dict[Callable[[Graph, str], str], float] = {
-    _simple("Relu"): 5, _simple("Sigmoid"): 1, _simple("LeakyRelu"): 1, _hard_swish: 1,
+    _simple("Relu"): 5, _simple("Sigmoid"): 1, _simple("LeakyRelu"): 1, _hard_swish: 2,
 }  # fmt: skip
