@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -130,7 +130,7 @@ class Pattern:
         paper: Where it was published, such as `arXiv:2101.03697`.
         source: A public implementation: repository and file.
         families: Blocks known by other names that look the same in a graph.
-        entries: What its file says of examples.
+        file: Where it is described, with examples.
     """
 
     slug: str
@@ -142,7 +142,7 @@ class Pattern:
     paper: str = ""
     source: str = ""
     families: tuple[str, ...] = ()
-    entries: tuple[Table, ...] = field(default=(), repr=False, compare=False)
+    file: PathLike = ""
 
     @cached_property
     def examples(self) -> tuple[Example, ...]:
@@ -151,7 +151,7 @@ class Pattern:
         Raises:
             BadInputError: One of them is malformed, or does not fit the pattern.
         """
-        return tuple(_example(entry, self) for entry in self.entries)
+        return tuple(_example(entry, self) for entry in Table.read(self.file).tables("examples"))
 
     def fits(self, topology: Topology) -> bool:
         """Whether each branch can be given to one form so that every form's count is met."""
@@ -208,8 +208,11 @@ def _shipped() -> tuple[Pattern, ...]:
     # An installation has the files in a folder beside this module, a checkout at its top level.
     installed = Path(__file__).with_suffix("")
     folder = installed if installed.is_dir() else Path(__file__).parents[1] / "patterns"
-    # Few of them are used in one run, and tests compile all.
-    return tuple(read_pattern(file, Expression) for file in sorted(folder.glob("*.toml")))
+    # Few of them are used in one run, and their examples in none: tests compile and read all.
+    return tuple(
+        _pattern(file, Table.read(file, until="[[examples]]"), Expression)
+        for file in sorted(folder.glob("*.toml"))
+    )
 
 
 def select(patterns: Sequence[Pattern], slugs: Sequence[str]) -> tuple[Pattern, ...]:
@@ -227,17 +230,19 @@ def select(patterns: Sequence[Pattern], slugs: Sequence[str]) -> tuple[Pattern, 
     return tuple(pattern for pattern in patterns if pattern.slug in slugs)
 
 
-def read_pattern(path: PathLike, expression: Callable[[str], Expression] = Expression.parse) -> Pattern:
+def read_pattern(path: PathLike) -> Pattern:
     """Read one pattern; its examples are read when they are asked for.
-
-    Args:
-        path: The file.
-        expression: Makes expressions of texts.
 
     Raises:
         BadInputError: The file cannot be read, or is no pattern: the message names the file and the key.
     """
     table = Table.read(path)
+    table.tables("examples")
+    return _pattern(path, table, Expression.parse)
+
+
+def _pattern(path: PathLike, table: Table, expression: Callable[[str], Expression]) -> Pattern:
+    """Make a pattern of all that a table says; `expression` makes expressions of texts."""
     pattern = Pattern(
         slug=Path(path).stem,
         name=table.take("name", str),
@@ -248,7 +253,7 @@ def read_pattern(path: PathLike, expression: Callable[[str], Expression] = Expre
         paper=table.take("paper", str, ""),
         source=table.take("source", str, ""),
         families=table.texts("families", []),
-        entries=tuple(table.tables("examples")),
+        file=path,
     )
     if not pattern.branches:
         raise table.error("branches", "missing; there must be at least one")

@@ -26,14 +26,15 @@ class Table:
         self._values = dict(values)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Table:
-        """Read a file.
+    def read(cls, path: str | os.PathLike[str], *, until: str = "") -> Table:
+        """Read a file; where `until` is given, what stands before the first line that begins with that.
 
         Raises:
             BadInputError: It cannot be read or is not TOML.
         """
         try:
-            return cls(str(path), tomllib.loads(Path(path).read_text(encoding="utf-8")))
+            text = Path(path).read_text(encoding="utf-8")
+            return cls(str(path), tomllib.loads(text.partition(f"\n{until}")[0] if until else text))
         except OSError as error:
             raise BadInputError(f"{path}: cannot be read: {error.strerror}") from error
         except ValueError as error:  # not UTF-8, or not TOML

@@ -53,6 +53,11 @@ def test_every_pattern_is_documented_and_has_examples(pattern: Pattern) -> None:
     assert pattern.examples
 
 
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.slug)
+def test_examples_come_last_in_a_file_that_is_read_up_to_them(pattern: Pattern) -> None:
+    assert read_pattern(pattern.file) == pattern
+
+
 def test_names_and_ranks_are_unique() -> None:
     assert len({pattern.name for pattern in PATTERNS}) == len(PATTERNS)
     assert len({pattern.rank for pattern in PATTERNS}) == len(PATTERNS)
