@@ -57,7 +57,9 @@ def work(model: ModelProto) -> Work | None:
 
     An open batch counts as one image. Weights may be absent or lie in external files.
     """
-    inner = (node for outer in model.graph.node for _, graph in subgraphs(outer) for node in graph.node)
+    inner = (
+        node for outer in model.graph.node for _, graph in subgraphs(outer.attribute) for node in graph.node
+    )
     if any(node.op_type in _WEIGHTED for node in inner) or model.functions:
         return None
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

@@ -131,16 +131,12 @@ def refuse_invalid(
 def _refuse_odd_names(model: onnx.ModelProto, name: str, nodes: Sequence[Node]) -> None:
     """Refuse names that are no text: protobuf gives them as bytes, or fails."""
     graph = model.graph
-    names: set[str] = set()
+    fields = (graph.input, graph.output, graph.value_info, graph.initializer)
     try:
-        names.add(graph.name)
+        kinds = {type(graph.name), *(type(entry.name) for entries in fields for entry in entries)}
         for node in nodes:
-            names.update((node.name, node.op_type, node.domain))
-            names.update(node.input)
-            names.update(node.output)
-        for entries in (graph.input, graph.output, graph.value_info, graph.initializer):
-            names.update(entry.name for entry in entries)
-        odd = set(map(type, names)) != {str}
+            kinds.update(map(type, (node.name, node.op_type, node.domain, *node.input, *node.output)))
+        odd = kinds != {str}
     except UnicodeDecodeError:
         odd = True
     if odd:

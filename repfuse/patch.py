@@ -9,7 +9,7 @@ else stays byte for byte what it was.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,7 @@ class Patch:
         self._scopes = scopes
         self._spill = spill
         self._changes = {id(scope): _Changes() for scope in scopes}
-        self._names = set(_all_names(scopes))
+        self._names = {name for scope in scopes for name in scope.names}
 
     def fresh(self, stem: str) -> str:
         """A name that nothing in the model has, made from `stem`."""
@@ -169,15 +169,6 @@ def _uses(scopes: Iterable[Scope]) -> dict[int, Counter[str]]:
                 uses[id(_home(scope, name))][name] += 1
         uses[id(scope)].update(scope.trained)
     return uses
-
-
-def _all_names(scopes: Iterable[Scope]) -> Iterator[str]:
-    for scope in scopes:
-        yield from scope.own_names
-        for node in scope.nodes:
-            yield node.name
-            yield from node.input
-            yield from node.output
 
 
 def _remove(entries: Any, unwanted: Callable[[Any], bool]) -> None:

@@ -101,7 +101,7 @@ def _constant(node: NodeProto, constant: set[str]) -> bool:
 
 def _reads(node: NodeProto) -> list[str]:
     """The tensors that a node reads, in the graphs inside it, too."""
-    return [*node.input, *(name for _, graph in subgraphs(node) for name in captured(graph))]
+    return [*node.input, *(name for _, graph in subgraphs(node.attribute) for name in captured(graph))]
 
 
 def _sizes(model: ModelProto) -> dict[str, int]:

@@ -66,7 +66,10 @@ def measure(model: ModelProto, *, size: int | None = None) -> Stats:
         size: Bytes of the file that the model was read from; None for what it takes when serialized.
     """
     inner = [
-        node for outer in model.graph.node for _, graph in subgraphs(outer) for node in _nodes(graph.node)
+        node
+        for outer in model.graph.node
+        for _, graph in subgraphs(outer.attribute)
+        for node in _nodes(graph.node)
     ]
     inner += [node for function in model.functions for node in _nodes(function.node)]
     nodes = [*model.graph.node, *inner]
@@ -85,7 +88,7 @@ def _nodes(nodes: Sequence[NodeProto]) -> Iterator[NodeProto]:
     """Nodes, and those of the graphs inside them."""
     for node in nodes:
         yield node
-        for _, graph in subgraphs(node):
+        for _, graph in subgraphs(node.attribute):
             yield from _nodes(graph.node)
 
 
@@ -94,7 +97,7 @@ def _initializers(graph: GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
     yield from (sparse.values for sparse in graph.sparse_initializer)
     for node in graph.node:
-        for _, inner in subgraphs(node):
+        for _, inner in subgraphs(node.attribute):
             yield from _initializers(inner)
 
 

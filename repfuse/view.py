@@ -78,6 +78,12 @@ class Scope:
             names |= _defined(self.proto)
         return frozenset(names)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the graph's tensors and nodes."""
+        tensors = self.own_names.union(self.constants.producers, self._consumers)
+        return tensors.union(node.name for node in self.nodes)
+
     @cached_property
     def _consumers(self) -> Mapping[str, Sequence[int]]:
         found: dict[str, list[int]] = {}
@@ -151,7 +157,7 @@ def captured(graph: GraphProto) -> set[str]:
     for node in graph.node:
         used.update(node.input)
         defined.update(node.output)
-        for _, inner in subgraphs(node):
+        for _, inner in subgraphs(node.attribute):
             used |= captured(inner)
     return used - defined
 
