@@ -68,9 +68,19 @@ IDIOMS: tuple[tuple[str, tuple[Any, ...]], ...] = (
 """Longer idioms stand before those they contain."""
 
 _COMMUTATIVE = {"Add", "Mul"}
-_LAST = {operator for _, expression in IDIOMS for operator in expression[0].split("|")}
 _MARKS = {"Erf", "Tanh", "Sigmoid", "Clip", "HardSigmoid", "ReduceMean"}
-"""Every idiom holds one of these, so a graph without any needs no search."""
+"""Every idiom holds one of these."""
+
+
+def _operators_in(expression: Expression) -> set[str]:
+    """The operators that an expression names."""
+    if not isinstance(expression, tuple):
+        return set()
+    return set(expression[0].split("|")).union(*map(_operators_in, expression[1:]))
+
+
+_LAST = {operator for _, expression in IDIOMS for operator in expression[0].split("|")}
+_INSIDE = set[str]().union(*(_operators_in(expression) for _, expression in IDIOMS))
 
 Match = tuple[str, frozenset[int]]
 """What `X` stands for, empty while that is open; and the nodes."""
@@ -79,11 +89,7 @@ Match = tuple[str, frozenset[int]]
 def idiom_nodes(scope: Scope) -> Mapping[int, str]:
     """The nodes of a graph that belong to an idiom, by position, with the idiom's name."""
     found: dict[int, str] = {}
-    if not any(node.op_type in _MARKS for node in scope.nodes):
-        return found
-    for node in scope.nodes:
-        if node.op_type not in _LAST:
-            continue
+    for node in _ends(scope):
         for name, expression in IDIOMS:
             if node.op_type not in _operators(expression[0]):
                 continue
@@ -92,6 +98,16 @@ def idiom_nodes(scope: Scope) -> Mapping[int, str]:
                 found.update({member: found.get(member, name) for member in match[1]})
                 break
     return found
+
+
+def _ends(scope: Scope) -> Iterator[Node]:
+    """Nodes with which an idiom may end: between a mark and there is nothing but operators of idioms."""
+    behind: set[str] = set()
+    for node in scope.nodes:
+        if node.op_type in _MARKS or (node.op_type in _INSIDE and not behind.isdisjoint(node.input)):
+            behind.update(node.output)
+            if node.op_type in _LAST:
+                yield node
 
 
 def matched(scope: Scope, tensor: str, expression: Expression) -> Match | None:
