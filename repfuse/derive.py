@@ -191,7 +191,7 @@ def _signed(branch: EquivalentKernel, sign: int) -> EquivalentKernel:
 def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
     """Round a kernel to a model's type, once."""
     dtype = helper.tensor_dtype_to_np_dtype(data_type)
-    if not np.all(np.isfinite(exact.outside)):
+    if not np.isfinite(exact.outside).all():
         return Refusal(
             "is padded where a channel was multiplied by zero and shifted, so its border would differ"
         )
@@ -202,13 +202,13 @@ def _rounded(exact: EquivalentKernel, data_type: int) -> Derived | Refusal:
         exact = kernel.zero_padded(exact, outside.astype(np.float64))
     window = exact.window
     # Before version 11, Gemm has no optional operand.
-    biased = bool(np.any(exact.bias)) or window.layout is Layout.FLAT
-    if not np.all(np.isfinite(outside)):
+    biased = bool(exact.bias.any()) or window.layout is Layout.FLAT
+    if not np.isfinite(outside).all():
         return Refusal(f"would overflow {np.dtype(dtype).name}")
     with np.errstate(all="ignore"):
         weight, bias = (array.astype(dtype) for array in (exact.weight, exact.bias))
-    if not all(np.all(np.isfinite(array)) for array in (weight, bias)):
-        if all(np.all(np.isfinite(array)) for array in (exact.weight, exact.bias)):
+    if not all(np.isfinite(array).all() for array in (weight, bias)):
+        if all(np.isfinite(array).all() for array in (exact.weight, exact.bias)):
             return Refusal(f"would overflow {np.dtype(dtype).name}")
         return NOT_FINITE
     if dtype == np.float16 and _underflows(exact, weight):
@@ -236,8 +236,8 @@ def _underflows(exact: EquivalentKernel, weight: Array) -> bool:
 
 def _shift(outside: Array, rank: int) -> Array | None:
     """What to add to a tensor so that zero takes the place of its outside value."""
-    if not np.any(outside):
+    if not outside.any():
         return None
-    if np.all(outside == outside[0]):
+    if (outside == outside[0]).all():
         return np.asarray(-outside[:1])
     return np.asarray(-outside.reshape(-1, *(1,) * rank))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from repfuse.window import IDENTITY, Window
 
@@ -11,8 +12,7 @@ _KEPT = 8
 """Forms of one tensor that are carried on, half of them the nearest sources: it bounds the work for each node."""
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """One way in which a tensor follows from a source: its window, and whether a weight is on the way."""
 
     window: Window

@@ -9,7 +9,7 @@ Weights are not read: whether a form exists depends on geometry (see `repfuse.wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from repfuse import lift_space, window
 from repfuse.carried import CARRIES, Carried
@@ -29,8 +29,7 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """What a group becomes one of; there must be one in it."""
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(NamedTuple):
     """A tensor that a join adds, or subtracts where `sign` is -1."""
 
     tensor: str
@@ -96,8 +95,13 @@ class Groups:
 
     def is_linear(self, position: int) -> bool:
         """Whether a node is a linear op, a join, takes channels apart or puts them together, or carries them."""
-        kinds = (self.lifted, self.joins, self.carries, self.stacks, self.splits)
-        return any(position in kind for kind in kinds)
+        return (
+            position in self.lifted
+            or position in self.joins
+            or position in self.carries
+            or position in self.stacks
+            or position in self.splits
+        )
 
     def op(self, tensor: str) -> Lifted | None:
         """The linear op that computes a tensor; each output of a Split has its own."""

@@ -63,7 +63,7 @@ def affine(scale: Array, shift: Array, rank: int = 0, layout: Layout = Layout.AN
         channels,
         count if channels else 0,
         (Axis(),) * rank,
-        biased=bool(np.any(shift != 0)),
+        biased=bool(shift.any()),
         layout=layout if channels else Layout.ANY,
     )
     weight = scale.astype(np.float64).reshape(count, 1, *(1,) * rank)
@@ -153,7 +153,7 @@ def stack(kernels: Sequence[EquivalentKernel], window: Window) -> EquivalentKern
 def common_outside(kernels: Sequence[EquivalentKernel]) -> Array | None:
     """The outside value of all kernels that read it; None where they differ by more than float64 rounds."""
     values = [kernel.outside for kernel in kernels if kernel.window.padded]
-    if not any(map(np.any, values)):
+    if not any(value.any() for value in values):
         return np.zeros(1)
     if not all(np.allclose(value, values[0], rtol=2.0**-44, atol=0) for value in values):
         return None
@@ -192,7 +192,8 @@ def trimmed(kernel: EquivalentKernel) -> EquivalentKernel:
         return kernel
     axes, kept = [], []
     for number, axis in enumerate(kernel.window.axes):
-        lines = np.moveaxis(kernel.weight, number + 2, 0)
+        others = (each for each in range(kernel.weight.ndim) if each != number + 2)
+        lines = kernel.weight.transpose(number + 2, *others)
         before = _zeros(lines[: axis.begin // axis.dilation], axis.kernel - 1)
         behind = _zeros(lines[::-1][: axis.end // axis.dilation], axis.kernel - 1 - before)
         kept.append(slice(before, axis.kernel - behind))
@@ -284,7 +285,7 @@ def _per_input(vector: Array, kernel: EquivalentKernel) -> Array:
 
 def _sum_of_shifts(shift: Array, kernel: EquivalentKernel) -> Array:
     """What a constant `shift` of each input channel becomes behind `kernel`."""
-    if not np.any(shift):  # most often: to sum a large kernel up takes long
+    if not shift.any():  # most often: to sum a large kernel up takes long
         return np.zeros(1)
     outputs, inputs = kernel.window.channels or (1, 1)
     group = kernel.window.group or 1

@@ -31,7 +31,7 @@ def batch_normalization(node: Node, scope: Scope) -> Lifted | Refusal:
         return Refusal("has statistics and parameters of different sizes", invalid=True)
     scale, bias, mean, variance = (values_of(operand).astype(np.float64) for operand in operands if operand)
     variance = variance + attributes.get("epsilon", _EPSILON)
-    if np.any(variance <= 0):
+    if (variance <= 0).any():
         return Refusal("has a negative variance", invalid=True)
     factor = scale / np.sqrt(variance)
     lifted = affine(node.input[0], factor, bias - mean * factor, 0, (Op("bn"),))
@@ -61,7 +61,7 @@ def scale_or_shift(node: Node, scope: Scope) -> Lifted | Refusal:
             scale, shift, ops = -one, vector, (Op("neg"), Op("shift"))
         case "Mul", _:
             scale, shift, ops = vector, zero, (Op("scale"),)
-        case "Div", 0 if np.all(vector != 0):
+        case "Div", 0 if vector.all():
             scale, shift, ops = 1 / vector, zero, (Op("scale"),)
         case _:
             return Refusal("divides by what is computed at run time, or by zero")

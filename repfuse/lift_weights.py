@@ -54,7 +54,7 @@ def conv(node: Node, scope: Scope) -> Lifted | Refusal:
         return Refusal("has a weight, bias and group that do not fit together", invalid=True)
     shift = vector_of(bias, outputs) if bias else np.zeros(outputs)
     channels = (outputs, per_group * group)
-    geometry = Window(channels, group, axes, biased=bool(np.any(shift != 0)))
+    geometry = Window(channels, group, axes, biased=bool(shift.any()))
     op = replace(
         op_of("conv", geometry, depthwise=group == channels[1] > 1),
         computed=scope.constants.computes(node.input[1]),
@@ -89,9 +89,7 @@ def conv_transpose(node: Node, scope: Scope) -> Lifted | Refusal:
     if not fits or (bias and bias.dims != (outputs,)):
         return Refusal("has a weight, bias and group that do not fit together", invalid=True)
     shift = vector_of(bias, outputs) if bias else np.zeros(outputs)
-    geometry = Window(
-        (outputs, inputs), group, axes, biased=bool(np.any(shift != 0)), output_padding=appended
-    )
+    geometry = Window((outputs, inputs), group, axes, biased=bool(shift.any()), output_padding=appended)
     return Lifted(
         node.input[0],
         geometry,
@@ -134,7 +132,7 @@ def gemm(node: Node, scope: Scope) -> Lifted | Refusal:
         if bias.size not in (1, outputs) or (bias.size > 1 and bias.dims[-1] != outputs):
             return Refusal("has a bias that differs from row to row")
         shift = shift + vector_of(bias, bias.size) * attributes.get("beta", 1.0)
-    geometry = Window((outputs, inputs), 1, biased=bool(np.any(shift != 0)), layout=Layout.FLAT)
+    geometry = Window((outputs, inputs), 1, biased=bool(shift.any()), layout=Layout.FLAT)
 
     def read() -> EquivalentKernel:
         values = values_of(weight) if transposed else values_of(weight).T

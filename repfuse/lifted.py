@@ -51,7 +51,7 @@ def affine(
     layout: Layout = Layout.ANY,
 ) -> Lifted | Refusal:
     """`scale * x + shift`; see `kernel.affine`."""
-    if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
+    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         return Refusal("has a constant that is infinite or not a number")
     return affine_of_finite(source, scale, shift, rank, ops, layout)
 

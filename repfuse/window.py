@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -107,10 +107,16 @@ class Window:
     layout: Layout = Layout.ANY
     shifted: bool = False
     output_padding: tuple[int, ...] | None = None
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.layout is Layout.ANY and (self.channels or self.axes):
             object.__setattr__(self, "layout", Layout.SECOND)
+        # They are looked up ten times as often as made. (Of numbers: these hash alike in every process.)
+        object.__setattr__(self, "_hash", hash((self.channels or (), self.group, self.axes, self.biased)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def depthwise(self) -> bool:
@@ -242,7 +248,7 @@ def stack(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Wind
 
 def emittable(window: Window) -> Window:
     """The same window with no negative padding, which Conv does not have: zero taps take its place."""
-    if window.output_padding is not None:
+    if window.output_padding is not None or all(axis.begin >= 0 <= axis.end for axis in window.axes):
         return window
     axes = []
     for axis in window.axes:
@@ -258,6 +264,7 @@ def emittable(window: Window) -> Window:
     return replace(window, axes=tuple(axes))
 
 
+@lru_cache(2**12)
 def with_rank(window: Window, rank: int) -> Window:
     """A pointwise window for any rank given `rank` spatial axes; any other window as it is."""
     if window.axes or window.layout not in (Layout.ANY, Layout.SECOND):
