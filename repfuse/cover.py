@@ -223,13 +223,9 @@ class _Part:
             self._take_back(0)
 
     def _take_back(self, start: int) -> None:
-        while len(self._undo) > start:
-            where, tensor, value = self._undo.pop()
+        for where, tensor, value in reversed(self._undo[start:]):
             where[tensor] = value
-
-    def _set(self, where: dict[int, int], tensor: int, value: int) -> None:
-        self._undo.append((where, tensor, where[tensor]))
-        where[tensor] = value
+        del self._undo[start:]
 
     def _to_best(self, tensor: int, avoid: int | None = None) -> _Change | None:
         """Compute a tensor in the best way other than now, and without `avoid`; None if there is none."""
@@ -260,7 +256,8 @@ class _Part:
     def _switch(self, tensor: int, number: int) -> _Change:
         """Compute a tensor in another way."""
         old = self.chosen[tensor]
-        self._set(self.chosen, tensor, number)
+        self._undo.append((self.chosen, tensor, old))
+        self.chosen[tensor] = number
         cost = self._costs[tensor][number] - self._costs[tensor][old]
         convs = self._convs[tensor][number] - self._convs[tensor][old]
         for count, needs in ((1, self._needs[tensor][number]), (-1, self._needs[tensor][old])):
@@ -272,17 +269,20 @@ class _Part:
     def _use(self, tensor: int, count: int) -> _Change:
         """Count one use more or less of a tensor; it costs what then begins or ceases to be computed."""
         cost, convs = 0.0, 0
+        refs, chosen, undo, touched = self._refs, self.chosen, self._undo, self._touched
         pending = [tensor]
-        while pending:
+        while pending:  # where tensors are shared in rows, most of the time passes here
             tensor = pending.pop()
-            before = self._refs[tensor]
-            self._set(self._refs, tensor, before + count)
-            self._touched += 1
-            if self._touched > _REACH:
+            before = refs[tensor]
+            after = refs[tensor] = before + count
+            undo.append((refs, tensor, before))
+            touched += 1
+            if touched > _REACH:
                 raise _TooFarError
-            if 0 in (before, before + count):
-                number = self.chosen[tensor]
+            if not before or not after:
+                number = chosen[tensor]
                 cost += count * self._costs[tensor][number]
                 convs += count * self._convs[tensor][number]
                 pending += self._needs[tensor][number]
+        self._touched = touched
         return _Change(cost, convs)
