@@ -70,7 +70,7 @@ class Groups:
         self._sums: dict[tuple[Window, ...], Window | Refusal] = {}
         self._carried = Carried(scope)
         self.carries: Mapping[int, Carry] = self._carried.ops
-        if not any(node.op_type in WEIGHTED for node in scope.nodes):
+        if scope.operators.isdisjoint(WEIGHTED):
             return
         off_limits = idiom_nodes(scope)
         for position in range(len(scope.nodes)):

@@ -43,7 +43,7 @@ _MARKS = {"Clip", "HardSigmoid"}
 
 def hard_swishes(scope: Scope) -> Iterator[tuple[int, str, frozenset[int]]]:
     """Each HardSwish of a graph: its last node, what it acts on, and all nodes that nothing else needs."""
-    if not any(node.op_type in _MARKS for node in scope.nodes) or quantizes_values(scope):
+    if scope.operators.isdisjoint(_MARKS) or quantizes_values(scope):
         return
     for position, node in enumerate(scope.nodes):
         if node.op_type in ("Div", "Mul"):

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
+from repfuse import storage
+from repfuse.errors import BadInputError
 from repfuse.nodes import Node
 
 Array = NDArray[Any]
@@ -68,7 +70,7 @@ def evaluate(node: Node, inputs: Inputs) -> Array:
     """
     try:
         return np.asarray(_FUNCTIONS[node.op_type](inputs, node.attributes))
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (BadInputError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UnmovableError(f"{node.op_type} cannot be evaluated: {error}") from error
 
 
@@ -192,13 +194,13 @@ def _range(inputs: Inputs, _: Attributes) -> Array:
     _bounded([max(0, math.ceil((limit - start) / step)) if step else LARGEST + 1])
     whole = np.arange(start, limit, step)
     steps = whole.astype(given[0].dtype)
-    if np.any(steps != whole):
+    if (steps != whole).any():
         raise UnmovableError("a range of numbers that its type has no digits for")
     return steps
 
 
 def _constant_of_shape(inputs: Inputs, attributes: Attributes) -> Array:
-    value = numpy_helper.to_array(attributes["value"]) if "value" in attributes else np.zeros(1, np.float32)
+    value = storage.values(attributes["value"]) if "value" in attributes else np.zeros(1, np.float32)
     return np.full(_bounded(_integers(inputs, 0) or ()), value.reshape(-1)[0], value.dtype)
 
 
@@ -209,7 +211,8 @@ def _cast(inputs: Inputs, attributes: Attributes) -> Array:
 def _elementwise(function: Callable[..., Any], operands: int = 2) -> Callable[[Inputs, Attributes], Array]:
     def apply(inputs: Inputs, _: Attributes) -> Array:
         given = [_needed(inputs, slot) for slot in range(operands)]
-        _bounded(np.broadcast_shapes(*(each.shape for each in given)))
+        if math.prod(each.size for each in given) > LARGEST:  # most are a few numbers
+            _bounded(np.broadcast_shapes(*(each.shape for each in given)))
         return np.asarray(function(*given))
 
     return apply

@@ -72,10 +72,11 @@ def summarized(scope: Scope, refusals: Sequence[Remark], *, fused: bool) -> list
 
 def quantizes_values(scope: Scope) -> list[int]:
     """The nodes of a graph that quantize values, or compute on quantized ones."""
+    quantizing = set(filter(_quantizes, scope.operators))
     return [
         position
         for position, node in enumerate(scope.nodes)
-        if _quantizes(node.op_type) and scope.constants.find(node.input[0]) is None
+        if node.op_type in quantizing and scope.constants.find(node.input[0]) is None
     ]
 
 

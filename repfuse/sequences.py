@@ -62,7 +62,7 @@ class _Link(NamedTuple):
         window: Its geometry; None for an op that carries channels.
         computes: Whether it does more than move elements.
         weighted: Whether it is a Conv or the like.
-        name: What a sentence calls it.
+        made: Whether it is the Conv in place of what was fused.
     """
 
     position: int
@@ -70,7 +70,7 @@ class _Link(NamedTuple):
     window: Window | None
     computes: bool
     weighted: bool
-    name: str
+    made: bool = False
 
 
 def left(
@@ -161,20 +161,19 @@ class _Links:
         position = groups.scope.producer(tensor)
         if position is None:
             return None
-        name = groups.scope.name(position)
         candidate = self._made.get(position)
         if candidate and len(candidate.rewrite.parts) == 1 and not candidate.merges[0].path:
             (merge,) = candidate.merges
-            return _Link(position, merge.source, merge.window, True, True, f"the Conv in place of {name}")
+            return _Link(position, merge.source, merge.window, True, True, made=True)
         if candidate or position in self._gone:
             return None
         if position in groups.carries:
-            return _Link(position, groups.carries[position].source, None, False, False, name)
+            return _Link(position, groups.carries[position].source, None, False, False)
         lifted = groups.op(tensor)
         if lifted is None:
             return None
         computes = any(op.kind not in _MOVES for op in lifted.ops)
-        return _Link(position, lifted.source, lifted.window, computes, bool(lifted.weight_type), name)
+        return _Link(position, lifted.source, lifted.window, computes, bool(lifted.weight_type))
 
 
 class _Sequence:
@@ -201,7 +200,7 @@ class _Sequence:
         reason = blocker or (merge and self._why_not_chosen(merge, saving))
         if not reason:
             return None
-        told = f"follows {self._links[0].name} linearly: {reason[0]}", reason[1]
+        told = f"follows {self._called(self._links[0])} linearly: {reason[0]}", reason[1]
         nodes = tuple(name(link.position) for link in self._links)
         return Remark(Outcome.KEPT, name(last), *told, self._groups.scope.label, nodes=nodes, saving=saving)
 
@@ -220,8 +219,12 @@ class _Sequence:
         return None
 
     def _blame(self, link: _Link, refusal: Refusal) -> Reason:
-        sentence = f"{link.name} {refusal.reason}"
-        return sentence, self._groups.scope.name(link.position)
+        return f"{self._called(link)} {refusal.reason}", self._groups.scope.name(link.position)
+
+    def _called(self, link: _Link) -> str:
+        """What a sentence calls a node."""
+        name = self._groups.scope.name(link.position)
+        return f"the Conv in place of {name}" if link.made else name
 
     def _merge(self, *, exactly: bool) -> Merge | None:
         """The Conv that the sequence would be; if not `exactly`, one of its extents; None if there is none."""

@@ -78,6 +78,11 @@ class Scope:
             names |= _defined(self.proto)
         return frozenset(names)
 
+    @cached_property
+    def operators(self) -> frozenset[str]:
+        """What operators the graph's nodes are of."""
+        return frozenset(node.op_type for node in self.nodes)
+
     @property
     def names(self) -> frozenset[str]:
         """Names of the graph's tensors and nodes."""
