@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -50,13 +49,12 @@ _VALUES: dict[str, type] = {
 """Attributes of Constant (operator version 12) that hold numbers, and the type that each gives."""
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(NamedTuple):
     """A constant tensor: its shape, its `TensorProto` type, and a way to its values."""
 
     dims: tuple[int, ...]
     data_type: int
-    read: Callable[[], NDArray[np.generic]] = field(repr=False)
+    read: Callable[[], NDArray[np.generic]]
 
     @property
     def size(self) -> int:
@@ -171,6 +169,8 @@ class Constants:
     def follows(self, name: str) -> bool:
         """Whether a tensor follows from constants alone; it is not evaluated. A loop: expressions may be deep."""
         known = self._foldable
+        if name in known:
+            return known[name]
         pending: list[tuple[str, Iterator[str]]] = [(name, iter((name,)))]
         while pending:
             current, operands = pending[-1]
@@ -293,7 +293,7 @@ def _deterministic(node: Node) -> bool:
 
 
 def _of_tensor(tensor: TensorProto) -> Constant:
-    return Constant(tuple(tensor.dims), tensor.data_type, lambda: storage.values(tensor))
+    return Constant(tuple(tensor.dims[:]), tensor.data_type, lambda: storage.values(tensor))
 
 
 def _of_constant_node(node: Node) -> Constant | None:

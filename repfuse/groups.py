@@ -187,6 +187,8 @@ class Groups:
             found = self._visit_concat(position) if node.op_type == "Concat" else self._visit_split(position)
             if found:
                 return
+        if self._is_constant(position):
+            return
         framed = self._frames.lift(position, self.lifted, self.blocked)
         if not framed and node.op_type in CARRIERS and node.input[0] in self._forms:
             framed = round_trip(self, position)
@@ -196,7 +198,7 @@ class Groups:
             self._carried.visit(position, self._forms.get(node.input[0], {}))
             self.blocked.setdefault(position, CARRIES)
             return
-        if not framed and (node.op_type not in LIFTERS or not node.output or self._is_constant(position)):
+        if not framed and (node.op_type not in LIFTERS or not node.output):
             return
         lifted = framed or lift(node, self.scope)
         if not isinstance(lifted, Refusal) and not self._keeps_shape(lifted):
@@ -211,12 +213,12 @@ class Groups:
     def _visit_concat(self, position: int) -> bool:
         """Add a Concat, if channels of what follows linearly from something are among those that it stacks."""
         node = self.scope.nodes[position]
+        if any(self.scope.constants.follows(name) for name in node.input):
+            return False
         layouts = self.layouts(position)
         columns = [self.forms(name) for name in node.input]
         known = (form.window for column in columns for form in column.values())
         if not any(each.channels and each.layout in layouts for each in known):
-            return False
-        if any(self.scope.constants.follows(name) for name in node.input):
             return False
         self.stacks[position] = tuple(node.input)
         found: dict[str, Form] = {}

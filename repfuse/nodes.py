@@ -14,7 +14,7 @@ _VALUES: dict[int, Callable[[AttributeProto], Any]] = defaultdict(
     lambda: helper.get_attribute_value,
     {
         AttributeProto.INT: attrgetter("i"),
-        AttributeProto.INTS: lambda attribute: tuple(attribute.ints),
+        AttributeProto.INTS: lambda attribute: tuple(attribute.ints[:]),
         AttributeProto.FLOAT: attrgetter("f"),
         AttributeProto.STRING: attrgetter("s"),
     },
