@@ -22,10 +22,31 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 from repfuse.errors import BadInputError
 
-KINDS = ("conv", "bn", "scale", "shift", "neg", "avgpool", "pad", "slice")
+_LETTERS = {
+    "conv": "V",
+    "bn": "B",
+    "scale": "A",
+    "shift": "S",
+    "neg": "N",
+    "avgpool": "P",
+    "pad": "D",
+    "slice": "L",
+    "convtranspose": "Vt ",
+}
+"""How a kind of op is spelled for `re`, which takes long to compile an expression of whole words. A ConvTranspose
+has no name of its own: it is a conv of no extents."""
+
+_OTHER = "O"
+"""Any other kind of op."""
+
+_PREFIXES = {"computed": "c", "dilated": "d", "dw": "w"}
+"""What stands before a conv's letter."""
+
+KINDS = tuple(kind for kind in _LETTERS if kind != "convtranspose")
 """The linear ops that expressions can name."""
 
 
@@ -72,19 +93,17 @@ class Topology:
 
     @cached_property
     def spelled(self) -> tuple[list[str], str]:
-        """The branches and the tail as text, a word for each op, for expressions to be matched against."""
+        """The branches and the tail as text, for expressions to be matched against."""
         convs = [op for branch in self.branches for op in branch if op.kind == "conv"]
         largest = max(((math.prod(op.kernel), op.kernel, op.spread) for op in convs), default=(0, (), ()))[1:]
 
         def spell(op: Op) -> str:
             if op.kind != "conv":
-                return f"{op.kind} "
-            dilated = "dilated" if any(d > 1 for d in op.spread) else ""
-            mark = "K" if (op.kernel, op.spread) == largest else ""
-            computed = "computed" if op.computed else ""
-            return (
-                f"{computed}{dilated}{'dw' if op.depthwise else ''}conv{mark}{'x'.join(map(str, op.kernel))} "
-            )
+                return _LETTERS.get(op.kind, _OTHER)
+            holds = (op.computed, any(d > 1 for d in op.spread), op.depthwise)
+            marks = "".join(compress(_PREFIXES.values(), holds))
+            largest_or_not = "K" if (op.kernel, op.spread) == largest else ""
+            return f"{marks}V{largest_or_not}{'x'.join(map(str, op.kernel))} "
 
         return ["".join(map(spell, branch)) for branch in self.branches], "".join(map(spell, self.tail))
 
@@ -125,16 +144,15 @@ class Expression:
         return self._compiled.fullmatch(spelled) is not None
 
 
-_SHIFTS = "(?:shift )*"
+_SHIFTS = "S*"
 _REGEX = {
     **{operator: operator for operator in "()|?*+"},
-    **{kind: f"(?:{kind} {_SHIFTS})" for kind in KINDS},
-    "shift": "(?:shift )",
-    "bn": f"(?:(?:bn |scale shift ){_SHIFTS})",
-    "any": r"(?:\S+ )",
+    **{kind: f"(?:{_LETTERS[kind]}{_SHIFTS})" for kind in KINDS},
+    "shift": "S",
+    "bn": f"(?:(?:B|AS){_SHIFTS})",
+    "any": r"(?:[a-z]*V\S* |[A-Z])",
     "identity": "(?:)",
 }
-_PREFIXES = ("computed", "dilated", "dw")
 _CONV = re.compile(r"(computed)?(dilated)?(dw)?conv(KxK|(?:[1-9]\d*|k)x(?:[1-9]\d*|k))?")
 
 
@@ -147,8 +165,8 @@ def _regex(word: str) -> str:
         known = ", ".join([*KINDS, "any", "identity"])
         raise BadInputError(f"'{word}' is no op; known are {known}, and forms of conv such as dwconv3x3")
     *prefixes, extents = conv.groups()
-    asked = [given or f"(?:{name})?" for given, name in zip(prefixes, _PREFIXES, strict=True)]
-    return f"(?:{''.join(asked)}conv{_extents(extents)} {_SHIFTS})"
+    asked = [mark if given else f"{mark}?" for given, mark in zip(prefixes, _PREFIXES.values(), strict=True)]
+    return f"(?:{''.join(asked)}V{_extents(extents)} {_SHIFTS})"
 
 
 def _extents(text: str | None) -> str:

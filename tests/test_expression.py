@@ -67,6 +67,12 @@ def test_an_op_that_no_expression_can_name_is_any_op() -> None:
     assert match(PATTERNS, Topology(((Op("gather"),), ()))) is PATTERNS[-1]
 
 
+def test_a_transposed_conv_is_a_conv_of_no_extents() -> None:
+    transposed = Topology(((Op("bn"), Op("convtranspose")),)).spelled[0][0]
+    expressions = ["bn conv", "any any", "bn conv1x1", "bn convkxk", "bn dwconv", "bn"]
+    assert [text for text in expressions if Expression.parse(text).fits(transposed)] == expressions[:2]
+
+
 LOOK_ALIKES = [
     (["conv3x3", "conv3x3", "conv1x1", "bn"], "", "mobileone"),
     (["conv3x3", "conv1x1", "bn"], "", "repvgg"),
