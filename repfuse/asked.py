@@ -28,6 +28,8 @@ def can_ask_elsewhere(groups: Groups, position: int) -> Collection[int]:
     At most one of them takes an Add: more would add more nodes than a rewrite is sure to save.
     """
     lifted, scope = groups.lifted.get(position), groups.scope
+    if "Shape" not in scope.operators:
+        return ()
     askers = [each for name in scope.nodes[position].output for each in scope.consumers(name)]
     askers = [each for each in askers if _asks(scope.nodes[each])] if lifted else []
     more = _difference(groups, lifted.source, lifted.window) if lifted and askers else None
@@ -52,6 +54,8 @@ def ask_elsewhere(
         Why that cannot be; then nothing is changed.
     """
     scope = groups.scope
+    if "Shape" not in scope.operators:
+        return None
     lifted = [groups.lifted[position] for position in replaced if position in groups.lifted]
     framed = frozenset[int]().union(*(each.inside for each in lifted))
     changed: dict[int, list[NodeProto]] = {}

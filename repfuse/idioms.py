@@ -68,19 +68,6 @@ IDIOMS: tuple[tuple[str, tuple[Any, ...]], ...] = (
 """Longer idioms stand before those they contain."""
 
 _COMMUTATIVE = {"Add", "Mul"}
-_MARKS = {"Erf", "Tanh", "Sigmoid", "Clip", "HardSigmoid", "ReduceMean"}
-"""Every idiom holds one of these."""
-
-
-def _operators_in(expression: Expression) -> set[str]:
-    """The operators that an expression names."""
-    if not isinstance(expression, tuple):
-        return set()
-    return set(expression[0].split("|")).union(*map(_operators_in, expression[1:]))
-
-
-_LAST = {operator for _, expression in IDIOMS for operator in expression[0].split("|")}
-_INSIDE = set[str]().union(*(_operators_in(expression) for _, expression in IDIOMS))
 
 Match = tuple[str, frozenset[int]]
 """What `X` stands for, empty while that is open; and the nodes."""
@@ -88,26 +75,26 @@ Match = tuple[str, frozenset[int]]
 
 def idiom_nodes(scope: Scope) -> Mapping[int, str]:
     """The nodes of a graph that belong to an idiom, by position, with the idiom's name."""
+    by_last: dict[str, list[tuple[str, tuple[Any, ...]]]] = {}
+    for name, idiom in IDIOMS:
+        for operator in _operators(idiom[0]) if _may_occur(idiom, scope.operators) else ():
+            by_last.setdefault(operator, []).append((name, idiom))
     found: dict[int, str] = {}
-    for node in _ends(scope):
-        for name, expression in IDIOMS:
-            if node.op_type not in _operators(expression[0]):
-                continue
-            match = matched(scope, node.output[0], expression)
+    for node in scope.nodes:
+        for name, idiom in by_last.get(node.op_type, ()):
+            match = matched(scope, node.output[0], idiom)
             if match:
                 found.update({member: found.get(member, name) for member in match[1]})
                 break
     return found
 
 
-def _ends(scope: Scope) -> Iterator[Node]:
-    """Nodes with which an idiom may end: between a mark and there is nothing but operators of idioms."""
-    behind: set[str] = set()
-    for node in scope.nodes:
-        if node.op_type in _MARKS or (node.op_type in _INSIDE and not behind.isdisjoint(node.input)):
-            behind.update(node.output)
-            if node.op_type in _LAST:
-                yield node
+def _may_occur(expression: Expression, operators: frozenset[str]) -> bool:
+    """Whether all operators of an expression are among these."""
+    if not isinstance(expression, tuple):
+        return True
+    known = not operators.isdisjoint(_operators(expression[0]))
+    return known and all(_may_occur(each, operators) for each in expression[1:])
 
 
 def matched(scope: Scope, tensor: str, expression: Expression) -> Match | None:

@@ -168,8 +168,8 @@ def zero_padded(kernel: EquivalentKernel, outside: Array) -> EquivalentKernel:
         outside: Its outside value, as the subtraction has it: rounded, perhaps. In the interior the bias makes
             up for the rounding.
     """
-    bias = kernel.bias + _sum_of_shifts(outside, kernel)
-    return EquivalentKernel(replace(kernel.window, shifted=False), kernel.weight, bias)
+    window = replace(kernel.window, shifted=False) if kernel.window.shifted else kernel.window
+    return EquivalentKernel(window, kernel.weight, kernel.bias + _sum_of_shifts(outside, kernel))
 
 
 def _covers(part: Window, whole: Window) -> bool:

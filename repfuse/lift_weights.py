@@ -55,10 +55,8 @@ def conv(node: Node, scope: Scope) -> Lifted | Refusal:
     shift = vector_of(bias, outputs) if bias else np.zeros(outputs)
     channels = (outputs, per_group * group)
     geometry = Window(channels, group, axes, biased=bool(shift.any()))
-    op = replace(
-        op_of("conv", geometry, depthwise=group == channels[1] > 1),
-        computed=scope.constants.computes(node.input[1]),
-    )
+    computed = scope.constants.computes(node.input[1])
+    op = op_of("conv", geometry, depthwise=group == channels[1] > 1, computed=computed)
     return Lifted(
         node.input[0],
         geometry,

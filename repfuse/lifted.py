@@ -86,7 +86,7 @@ def selected(source: str, indices: Sequence[int], channels: int) -> Lifted:
     return Lifted(source, geometry, read, (SELECT,))
 
 
-def op_of(kind: str, geometry: Window, *, depthwise: bool = False) -> Op:
+def op_of(kind: str, geometry: Window, *, depthwise: bool = False, computed: bool = False) -> Op:
     """What patterns call an op of this kind and geometry."""
     axes = geometry.axes
     return Op(
@@ -95,4 +95,5 @@ def op_of(kind: str, geometry: Window, *, depthwise: bool = False) -> Op:
         tuple(axis.stride for axis in axes),
         tuple(axis.dilation for axis in axes),
         depthwise,
+        computed,
     )

@@ -52,9 +52,10 @@ class Scope:
     type_of: Callable[[str], int]
     trained: frozenset[str] = frozenset()
 
-    def producer(self, tensor: str) -> int | None:
-        """The position of the node that computes a tensor; None for an input or a constant."""
-        return self.constants.producers.get(tensor)
+    @cached_property
+    def producer(self) -> Callable[[str], int | None]:
+        """Gives the position of the node that computes a tensor; None for an input or a constant."""
+        return self.constants.producers.get  # as it is: nothing is asked more often
 
     def consumers(self, tensor: str) -> Sequence[int]:
         """Positions of the nodes that use a tensor, one for each use."""

@@ -8,7 +8,7 @@ operands that share a source are merged and the rest is added as before: `a(x) +
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from repfuse import cost, joint, window
@@ -297,9 +297,8 @@ class Ways:
         return {position: width or 1 for position, width in widths.items()}
 
     def _needs(self, tensors: Iterable[tuple[str, float]]) -> tuple[tuple[int, float], ...]:
-        return tuple(
-            (number, ratio) for tensor, ratio in tensors if (number := self._number(tensor)) is not None
-        )
+        known = self._numbers
+        return tuple([(known[tensor], ratio) for tensor, ratio in tensors if tensor in known])
 
     def _inputs(self, position: int) -> tuple[str, ...]:
         """The tensors that a linear node acts on, and those that the nodes which were lifted with it act on."""
@@ -313,8 +312,12 @@ class Ways:
 
     def _number(self, tensor: str) -> int | None:
         """The linear node that computes a tensor."""
-        producer = self._groups.scope.producer(tensor)
-        return producer if producer is not None and self._groups.is_linear(producer) else None
+        return self._numbers.get(tensor)
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        nodes = self._groups.scope.nodes
+        return {name: position for position in self.positions for name in nodes[position].output if name}
 
 
 def _carry_cost(carry: Carry, channels: int) -> float:

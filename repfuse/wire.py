@@ -233,7 +233,9 @@ def _delimited(content: bytes | mmap.mmap, start: int, stop: int) -> Iterator[tu
     """
     at = start
     while at < stop:
-        tag, after_tag = _number(content, at, stop)
+        tag, after_tag = content[at], at + 1
+        if tag > 0x7F:
+            tag, after_tag = _number(content, at, stop)
         wire_type = tag & 7
         if wire_type == _DELIMITED:
             size, value = _number(content, after_tag, stop)
