@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from repfuse.groups import Operand
 from repfuse.window import Window
@@ -63,12 +64,12 @@ class Rewrite:
     parts: tuple[Part, ...]
     stack: int | None = None
 
-    @property
+    @cached_property
     def merges(self) -> tuple[Merge, ...]:
         """The Convs."""
         return tuple(part for part in self._leaves() if isinstance(part, Merge))
 
-    @property
+    @cached_property
     def rest(self) -> tuple[Operand, ...]:
         """The operands that stay."""
         return tuple(part for part in self._leaves() if isinstance(part, Operand))

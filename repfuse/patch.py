@@ -104,15 +104,15 @@ class Patch:
         while pending:
             scope, name = pending.pop()
             home = _home(scope, name)
-            uses[id(home)][name] -= 1
-            if uses[id(home)][name] > 0 or not name:
+            left = uses[id(home)]
+            left[name] -= 1
+            if left[name] > 0 or not name:
                 continue
             orphans[id(home)].add(name)
-            producer = home.producer(name)
-            changes = self._changes[id(home)]
+            producer, changes = home.producer(name), self._changes[id(home)]
             if producer is None or producer in changes.dead:
                 continue
-            if not any(uses[id(home)][output] for output in home.nodes[producer].output if output):
+            if not any(left[output] for output in home.nodes[producer].output if output):
                 # A replacement goes, too, where a later one made do without it.
                 gone: Sequence[Node | NodeProto] = changes.nodes.pop(producer, [])
                 changes.dead.add(producer)

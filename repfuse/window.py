@@ -126,12 +126,12 @@ class Window:
     @property
     def pointwise(self) -> bool:
         """Whether each output reads one input position, that of its own number."""
-        return self.output_padding is None and all(axis == _POINT for axis in self.axes)
+        return self.output_padding is None and self.axes.count(_POINT) == len(self.axes)
 
     @property
     def padded(self) -> bool:
         """Whether some tap reads outside the input on any axis."""
-        return any(axis.padded for axis in self.axes)
+        return any(axis.begin > 0 or axis.end > 0 for axis in self.axes)
 
     @property
     def taps(self) -> int:
