@@ -336,7 +336,7 @@ def _accumulate(total: Array, window: Window, kernel: EquivalentKernel) -> None:
     taps = [axis.kernel for axis in axes]
     blocks = total.reshape(group, copies, outputs, copies, inputs, *total.shape[2:])
     # A finer grouping fills the diagonal blocks only; einsum gives a view of them.
-    diagonal = np.einsum("gcoci...->gcoi...", blocks)
+    diagonal: Any = np.einsum("gcoci...->gcoi...", blocks) if copies > 1 else blocks[:, :, :, 0]
     diagonal[places] += kernel.weight.reshape(group, copies, outputs, inputs, *taps)
 
 

@@ -69,6 +69,8 @@ def partition(
     """
 
     def united(sets: Sequence[_Set]) -> _Set:
+        if len(sets) == 1:
+            return sets[0]
         members = tuple(branch for each in sets for branch in each.branches)
         windows = list(dict.fromkeys(branch.window for branch in members))
         apart = sum(each.apart for each in sets) + adding * (len(sets) - 1)
