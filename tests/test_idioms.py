@@ -12,6 +12,7 @@ import pytest
 from graphs import constant_node, draw, main_scope, model, node, run
 from onnx import NodeProto
 
+from repfuse import idioms
 from repfuse.fusion import fuse
 from repfuse.idioms import IDIOMS, idiom_nodes
 
@@ -279,3 +280,11 @@ def test_a_near_miss_is_folded(text: str, left: str) -> None:
     x = draw(1, 4, 9, 9).astype(np.float32)
     expected = run(proto, x)
     np.testing.assert_allclose(run(result, x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_idioms_are_tried_only_if_the_graph_has_all_their_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(idioms, "matched", lambda _scope, _tensor, idiom: tried.append(str(idiom)))
+    assert not idiom_nodes(main_scope(between_convs(CURVES["erf"] + FACTOR_LAST)))
+    assert tried
+    assert all("Erf" in idiom for idiom in tried)

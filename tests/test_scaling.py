@@ -222,6 +222,17 @@ def test_the_work_grows_with_the_number_of_nodes(make: Callable[[int], ModelProt
     assert many - some < 1.03 * 2 * (some - few)
 
 
+@pytest.mark.parametrize(
+    ("make", "most"), [(repvgg, 540), (residual, 345), (dense, 300), (rows, 330), (deep, 390)]
+)
+def test_a_node_takes_few_calls(make: Callable[[int], ModelProto], most: int) -> None:
+    """Of Python functions and others. What is asked of each node again costs more than any arithmetic."""
+    fuse(make(20))
+    few, many = make(40), make(80)
+    calls = counted(many)[0] - counted(few)[0]
+    assert calls < most * (len(many.graph.node) - len(few.graph.node))
+
+
 @pytest.mark.parametrize(("make", "edits"), [(parting, 800), (used_twice, 0)])
 def test_a_change_of_the_cover_reaches_only_so_far(make: Callable[[int], ModelProto], edits: int) -> None:
     fuse(make(20))
