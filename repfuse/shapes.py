@@ -176,8 +176,7 @@ def structure(
         graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
     for sparse in source.sparse_initializer:
         if sparse.values.name not in known:
-            kind = sparse.values.data_type
-            graph.input.append(helper.make_tensor_value_info(sparse.values.name, kind, sparse.dims))
+            _add_input(graph, sparse.values.name, sparse.values.data_type, sparse.dims)
     kept = []
     for node in nodes:
         if node.op_type == "Constant" and _is_large(node):
@@ -263,7 +262,15 @@ def _add_constant(graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str, k
         graph.initializer.append(tensor)
         graph.initializer[-1].name = name
     elif name not in known:
-        graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+        _add_input(graph, name, tensor.data_type, tensor.dims)
+
+
+def _add_input(graph: onnx.GraphProto, name: str, data_type: int, dims: Iterable[int]) -> None:
+    kind = graph.input.add(name=name).type.tensor_type
+    kind.elem_type = data_type
+    kind.shape.SetInParent()
+    for extent in dims:
+        kind.shape.dim.add(dim_value=extent)
 
 
 def _large(dims: Iterable[int]) -> bool:

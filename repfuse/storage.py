@@ -157,9 +157,9 @@ def size(tensor: TensorProto) -> int:
     Raises:
         ValueError: They are of no known size.
     """
-    dims = tensor.dims
+    dims = tensor.dims[:]
     if min(dims, default=0) < 0:
-        raise ValueError(f"the shape {list(dims)} has a negative extent")
+        raise ValueError(f"the shape {dims} has a negative extent")
     return -(-math.prod(dims) * _bits(tensor.data_type) // 8)  # rounded up
 
 
