@@ -219,7 +219,8 @@ class _Sequence:
         return None
 
     def _blame(self, link: _Link, refusal: Refusal) -> Reason:
-        return f"{self._called(link)} {refusal.reason}", self._groups.scope.name(link.position)
+        sentence = f"{self._called(link)} {refusal.reason}"
+        return sentence, self._groups.scope.name(link.position)
 
     def _called(self, link: _Link) -> str:
         """What a sentence calls a node."""

@@ -131,7 +131,7 @@ class Window:
     @property
     def padded(self) -> bool:
         """Whether some tap reads outside the input on any axis."""
-        return any(axis.begin > 0 or axis.end > 0 for axis in self.axes)
+        return any(axis.padded for axis in self.axes)
 
     @property
     def taps(self) -> int:
