@@ -109,22 +109,22 @@ def benchmark(
     models = (file_or_bytes(original), file_or_bytes(other))
     say = on_progress or (lambda _: None)
     try:
-        loads = Child().call(_timed, runtime, models, feed, threads, seconds, rounds, tell=say)
+        loads = Child().call(timed, runtime, models, feed, threads, seconds, rounds, tell=say)
     except CrashError as error:
         raise BackendError(f"{runtime.title}: it {error} while both models were measured") from error
     return summarize(loads, backend=runtime.title)
 
 
-def _timed(
+def timed(
     runtime: Backend,
     models: Sequence[Loadable],
     feed: Feeds,
     threads: int,
     seconds: float,
     rounds: int | None,
-    tell: Tell,
+    tell: Tell = lambda _: None,
 ) -> list[Load]:
-    """Time models in this process."""
+    """Time models in this process, in turn: a function of a module, for another process to call."""
     return interleave(
         [functools.partial(runtime.load, model, threads=threads) for model in models],
         feed,

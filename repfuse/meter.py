@@ -1,5 +1,7 @@
 """Measuring how much faster one form of a model is than another, once: what was measured can be kept in a file.
 
+Models run in a process of their own: what crashes a runtime ends that one, and not the search.
+
 A measurement is known by what it depends on: the structure of the forms, not their weights; the runtime and its
 version; threads; and the processor. Equal blocks of a network, and of the next one, are measured once.
 """
@@ -11,13 +13,16 @@ import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from repfuse import ratios
-from repfuse.backends import Backend, BackendError, Feeds, ModelSource
+from repfuse.backends import Backend, BackendError, Feeds, ModelSource, file_or_bytes
+from repfuse.bench import timed
+from repfuse.child import Child, CrashError
 from repfuse.errors import BadInputError
-from repfuse.interleave import interleave
+from repfuse.interleave import Load
 from repfuse.ratios import Ratio
 from repfuse.staging import staged
 
@@ -68,7 +73,8 @@ class Meter:
             seconds: Time for the timed rounds. Loading comes on top.
 
         Returns:
-            A ratio for each form but the first; None where the backend cannot run one of the forms.
+            A ratio for each form but the first: zero for one that the backend cannot run. None where it cannot run
+            the first.
         """
         key = self._key(forms, backend)
         if key not in self._known:
@@ -87,16 +93,25 @@ class Meter:
     def _measure(
         self, forms: Sequence[Form], backend: Backend, feed: Feeds, seconds: float
     ) -> list[tuple[float, float, float, float]] | None:
-        loaders = [lambda form=form: backend.load(form.model, threads=self._threads) for form in forms]
-        try:
-            loads = interleave(loaders, feed, threads=self._threads, seconds=seconds)
-        except BackendError:
+        def run(some: Sequence[Form]) -> list[Load] | None:
+            models = [file_or_bytes(form.model) for form in some]
+            try:
+                return self._child.call(timed, backend, models, feed, self._threads, seconds, None)
+            except (BackendError, CrashError):
+                return None
+
+        loads = run(forms)
+        if loads:
+            return [_compared(loads, number) for number in range(1, len(forms))]
+        if not run(forms[:1]):
             return None
-        found = []
-        for number in range(1, len(forms)):
-            ratio = ratios.compare([load.pairs(0, number) for load in loads])
-            found.append((ratio.value, ratio.low, ratio.high, ratio.confidence))
-        return found
+        pairs = [run((forms[0], form)) for form in forms[1:]]
+        return [_compared(pair, 1) if pair else (0.0, 0.0, 0.0, 1.0) for pair in pairs]
+
+    @cached_property
+    def _child(self) -> Child:
+        """The process that models run in."""
+        return Child()
 
     def _key(self, forms: Sequence[Form], backend: Backend) -> str:
         parts = [backend.title, self._threads, self._processor, *(form.digest for form in forms)]
@@ -108,6 +123,11 @@ class Meter:
             with staged(self._file) as temporary:
                 content = {"format": _FORMAT, "measurements": self._known}
                 temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def _compared(loads: Sequence[Load], number: int) -> tuple[float, float, float, float]:
+    ratio = ratios.compare([load.pairs(0, number) for load in loads])
+    return ratio.value, ratio.low, ratio.high, ratio.confidence
 
 
 def _read(file: Path) -> dict[str, Any]:
