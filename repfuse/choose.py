@@ -20,12 +20,14 @@ class Candidate:
         rewrite: What becomes of it.
         replaced: Nodes that the rewrite makes superfluous, `root` among them.
         saving: What it saves, as a share of what these nodes cost; estimated.
+        widened: Whether kernels get the columns of zeros that a runtime is faster for (see `repfuse.cost.fastest`).
     """
 
     root: int
     rewrite: Rewrite
     replaced: frozenset[int]
     saving: float
+    widened: bool = True
 
     @property
     def merges(self) -> tuple[Merge, ...]:

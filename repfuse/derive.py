@@ -42,8 +42,8 @@ class Derived:
     grown: bool = False
 
 
-def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
-    """Compute the one Conv that a merge amounts to."""
+def derive(groups: Groups, merge: Merge, *, widened: bool = True) -> Derived | Refusal:
+    """Compute the one Conv that a merge amounts to; `widened`: with columns of zeros where that is faster."""
     reader = _Reader(groups, merge)
     with np.errstate(all="ignore"):  # what is not finite is refused below
         try:
@@ -54,7 +54,7 @@ def derive(groups: Groups, merge: Merge) -> Derived | Refusal:
     if len({each.data_type for each in weights}) != 1:
         return Refusal("mixes weights of different types")
     data_type = next(iter(weights)).data_type
-    if len(weights) > 1:  # one that is alone is left as wide as it is
+    if widened and len(weights) > 1:  # one that is alone is left as wide as it is
         exact = [_widened(exact.pop())]
     grown = any(each.quantized for each in weights)
     if grown and len(weights) == 1:

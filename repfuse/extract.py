@@ -118,7 +118,7 @@ class Source:
             yield tensor
 
     def cut(self, inputs: Collection[str], outputs: Sequence[str]) -> ModelProto | None:
-        """The part that computes `outputs`, cut off at `inputs`; None where a type is not known.
+        """The part that computes `outputs`, cut off at `inputs`; None where one is missing, or a type is.
 
         What else it needs and does not compute from constants becomes an input as well.
         """
@@ -141,7 +141,12 @@ class Source:
                 nodes.add(position)
                 pending += graph.node[position].input
         known = [name in self._types for name in (*fed, *outputs)]
-        if not all(known) or not fed or any(_has_graph(graph.node[position]) for position in nodes):
+        if (
+            not all(known)
+            or not fed.keys().isdisjoint(outputs)
+            or not fed
+            or any(_has_graph(graph.node[position]) for position in nodes)
+        ):
             return None
         made = helper.make_graph(
             [_drawn_node(graph.node[position]) for position in sorted(nodes)],

@@ -197,6 +197,7 @@ class _Job:
                 options.source,
                 patterns=options.patterns or None,
                 backend=options.backend,
+                keep_opset=options.keep_opset,
                 budget=options.tune_budget,
                 cache=options.tune_cache,
                 on_progress=tell,

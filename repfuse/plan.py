@@ -2,14 +2,16 @@
 
 How much an element moved costs beside a multiply-add is a property of a processor and a runtime. A choice that is
 cheapest for one such balance is an alternative to that for another: where moving is dear, everything is merged that
-may be; where it is cheap, only what computes no more than before. Candidates of different balances that replace a
-node in common form a region. Regions are independent of each other: in each, one balance is followed, or none.
+may be; where it is cheap, only what computes no more than before. Whether a kernel is faster with columns of zeros
+(see `repfuse.cost.fastest`) is another such property. Candidates of different balances that replace a node in
+common form a region. Regions are independent of each other: in each, one style is followed, or none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from repfuse import cost
 from repfuse.choose import Candidate, choose
@@ -19,6 +21,22 @@ from repfuse.window import Refusal
 
 BALANCES = (cost.MOVED, 4 * cost.MOVED, 16 * cost.MOVED, cost.MOVED / 4)
 """What an element moved costs; the first is what the cost model holds for true."""
+
+
+class Style(NamedTuple):
+    """How the groups of a region are chosen and written.
+
+    Attributes:
+        balance: What an element moved costs, which tells what is cheapest.
+        widened: Whether kernels get the columns of zeros that a runtime is faster for.
+    """
+
+    balance: float
+    widened: bool = True
+
+
+OWN = Style(BALANCES[0])
+"""What the pass does when nothing was measured."""
 
 SLOWER = Refusal("was left alone: fusing it was not measured to be faster").reason
 """What the remark says of a group that would be fused if its latency had not been measured."""
@@ -34,21 +52,22 @@ class Plan:
     """Which groups to fuse.
 
     Attributes:
-        made: The groups to fuse, each with the balance of which the rewrite is a choice.
+        made: The groups to fuse, each in a style.
         left: Groups that the cost model would fuse and that are to be left alone.
     """
 
-    made: Mapping[Place, float] = field(default_factory=dict)
+    made: Mapping[Place, Style] = field(default_factory=dict)
     left: frozenset[Place] = frozenset()
 
     def choose(self, groups: Groups, fits: Fits) -> list[Candidate]:
         """The candidates to make, and those to leave alone, in the order of the graph."""
         found: dict[int, Candidate] = {}
-        for balance in dict.fromkeys((BALANCES[0], *self.made.values())):
+        for balance in dict.fromkeys((OWN.balance, *(style.balance for style in self.made.values()))):
             for candidate in _choice(groups, fits, balance):
                 place = place_of(groups, candidate)
-                if self.made.get(place) == balance or (place in self.left and balance == BALANCES[0]):
-                    found[candidate.root] = candidate
+                style = self.made.get(place, OWN if place in self.left else None)
+                if style and style.balance == balance:
+                    found[candidate.root] = replace(candidate, widened=style.widened)
         return [found[root] for root in sorted(found)]
 
 
@@ -60,14 +79,14 @@ class Region:
         graph: The graph that holds it.
         inputs: Tensors that its nodes read and that are no constants.
         outputs: Tensors that it computes for others.
-        alternatives: Groups that may be fused, by the balance that chooses them; the cost model's own choice is
-            that of `BALANCES[0]`, and absent where it is to leave all as it is.
+        alternatives: Groups that may be fused, by the style in which that is done; the cost model's own choice is
+            that of `OWN`, and absent where it is to leave all as it is.
     """
 
     graph: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    alternatives: Mapping[float, tuple[Place, ...]]
+    alternatives: Mapping[Style, tuple[Place, ...]]
 
 
 def regions(groups: Groups, fits: Fits) -> list[Region]:
@@ -75,14 +94,15 @@ def regions(groups: Groups, fits: Fits) -> list[Region]:
     choices = {balance: _choice(groups, fits, balance) for balance in BALANCES}
     found = []
     for nodes in _united(each.replaced for choice in choices.values() for each in choice):
-        alternatives: dict[float, tuple[Place, ...]] = {}
+        alternatives: dict[Style, tuple[Place, ...]] = {}
         known: set[tuple[object, ...]] = set()
         for balance, choice in choices.items():
             inside = [each for each in choice if each.root in nodes]
             what = tuple((each.root, each.rewrite) for each in inside)
             if inside and what not in known:
                 known.add(what)
-                alternatives[balance] = tuple(place_of(groups, each) for each in inside)
+                places = tuple(place_of(groups, each) for each in inside)
+                alternatives.update(dict.fromkeys(_styles(balance, inside), places))
         found.append(_region(groups, nodes, alternatives))
     return found
 
@@ -97,6 +117,14 @@ def _choice(groups: Groups, fits: Fits, balance: float) -> list[Candidate]:
         return choose(groups, fits)
 
 
+def _styles(balance: float, candidates: Sequence[Candidate]) -> Iterator[Style]:
+    """The styles in which that choice can be written."""
+    windows = [merge.window for candidate in candidates for merge in candidate.merges]
+    yield Style(balance)
+    if any(cost.fastest(window) != window for window in windows):
+        yield Style(balance, widened=False)
+
+
 def _united(sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
     """Unions of those sets that have an element in common, by their last elements."""
     home: dict[int, set[int]] = {}
@@ -106,7 +134,7 @@ def _united(sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
     return sorted({id(union): frozenset(union) for union in home.values()}.values(), key=max)
 
 
-def _region(groups: Groups, nodes: frozenset[int], alternatives: Mapping[float, tuple[Place, ...]]) -> Region:
+def _region(groups: Groups, nodes: frozenset[int], alternatives: Mapping[Style, tuple[Place, ...]]) -> Region:
     scope = groups.scope
     made = [name for position in sorted(nodes) for name in scope.nodes[position].output if name]
     read = [name for position in sorted(nodes) for name in scope.nodes[position].input if name]

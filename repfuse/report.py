@@ -109,7 +109,7 @@ def group_count(remarks: Sequence[Remark]) -> str:
 
 def tuning(found: Tuning) -> RenderableType:
     """How many places were measured, what that said, and which are slower fused."""
-    if not found.trials:
+    if not found.trials and not found.measured:
         return Text("Tuned: there is nothing to measure")
     verdicts = Counter(trial.verdict for trial in found.trials)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
@@ -118,6 +118,10 @@ def tuning(found: Tuning) -> RenderableType:
         for trial in found.trials
         if trial.verdict == "slower" and trial.outputs
     ]
+    if narrow := sum(trial.narrow for trial in found.trials):
+        rows.append(("narrow", f"{counted(narrow, 'place')} without columns of zeros, which cost time here"))
+    if not found.ratios:
+        rows.append(("original", "the whole model was not measured to be as fast with any of it"))
     head = f"Tuned: {counted(len(found.trials), 'place')} where something may be fused: {told}"
     measured = f"{counted(found.measured, 'comparison')} run"
     return Group(Text(f"{head} ({measured})"), Padding(two_columns(rows), (0, 0, 0, 2)))

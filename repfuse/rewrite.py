@@ -36,7 +36,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
     scope = groups.scope
     derived = []
     for merge in candidate.merges:
-        found = derive(groups, merge)
+        found = derive(groups, merge, widened=candidate.widened)
         if isinstance(found, Refusal):
             blocker = _unfit_conv(groups, candidate)
             if blocker:

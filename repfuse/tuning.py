@@ -8,7 +8,7 @@ model to say. In the end the whole model says whether all of that together is fa
 
 from __future__ import annotations
 
-import math
+import functools
 import tempfile
 import time
 from collections import Counter
@@ -21,12 +21,13 @@ from onnx import ModelProto
 
 from repfuse import model_io
 from repfuse.backends import Array, Backend, ModelSource, backends_named
-from repfuse.extract import Source, Type, digest, static, types_of
+from repfuse.decide import Ratios, bearable, best, decide, plans
+from repfuse.extract import Source, digest, static, types_of
 from repfuse.feeds import make_inputs
-from repfuse.fusion import fuse_file, regions_of
+from repfuse.fusion import FuseResult, fuse_file, regions_of
 from repfuse.inputs import Range, resolve_inputs
 from repfuse.meter import Form, Meter
-from repfuse.plan import BALANCES, Place, Plan, Region
+from repfuse.plan import Place, Plan, Region, Style
 from repfuse.ratios import Ratio
 from repfuse.storage import Spill
 
@@ -42,15 +43,6 @@ _LOADING = 2.0
 _SECONDS = (0.1, 2.0)
 """Of timed rounds in a measurement, at least and at most."""
 
-_BETTER = 1.02
-"""So many times faster must another alternative be to be taken in place of the cost model's own."""
-
-_NEVER_BELOW = 0.99
-"""A whole model whose ratio on some backend is lower is not made."""
-
-Ratios = Mapping[str, Ratio]
-"""By the title of the backend."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -63,6 +55,7 @@ class Trial:
             measured.
         verdict: `faster`, `slower` or `same`; `unmeasured` where the cost model decided.
         fused: Whether something in it is to be fused.
+        narrow: Whether what is fused does without the columns of zeros that `repfuse.cost.fastest` would add.
     """
 
     graph: str
@@ -70,6 +63,7 @@ class Trial:
     ratios: Ratios
     verdict: str
     fused: bool
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +91,7 @@ def tune(
     backend: str = "all",
     threads: int = 1,
     seed: int = 0,
+    keep_opset: bool = False,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_data: Mapping[str, Array] | None = None,
     input_ranges: Mapping[str, Range] | None = None,
@@ -112,6 +107,7 @@ def tune(
         backend: `ort`, `openvino` or `all`.
         threads: Threads for the runtimes.
         seed: Of drawn inputs.
+        keep_opset: As for `repfuse.fuse`.
         input_shapes: Shapes by input name, where the model leaves them open.
         input_data: Arrays by input name, for the whole model.
         input_ranges: The least and the largest value by input name.
@@ -130,7 +126,8 @@ def tune(
             model_io.save(model, path)
         else:
             path = Path(model)
-        search = _Search(path, patterns, backends_named(backend), meter, Path(folder), on_progress)
+        fuse = functools.partial(fuse_file, path, patterns=patterns, keep_opset=keep_opset)
+        search = _Search(path, patterns, fuse, backends_named(backend), meter, Path(folder), on_progress)
         return search.run(feeding, seed, budget)
 
 
@@ -138,7 +135,7 @@ def tune(
 class _Option:
     """One alternative in a region, cut out."""
 
-    balance: float
+    style: Style
     form: Form
 
 
@@ -151,6 +148,7 @@ class _Search:
         self,
         path: Path,
         patterns: Sequence[str] | None,
+        fuse: Callable[..., FuseResult],
         backends: Sequence[Backend],
         meter: Meter,
         folder: Path,
@@ -158,49 +156,60 @@ class _Search:
     ) -> None:
         self._path = path
         self._patterns = patterns
+        self._fuse = fuse
         self._backends = backends
         self._meter = meter
         self._folder = folder
         self._say = on_progress or (lambda _: None)
+        self._plans = 0
 
     def run(self, feeding: Mapping[str, Any], seed: int, budget: float) -> Tuning:
         self._say("finding groups")
         regions = regions_of(model_io.read(self._path), patterns=self._patterns)
-        if not regions:
+        bare = self._made(Plan())
+        if not regions and not bare.changed:
             return Tuning(Plan(), (), {}, 0)
         inputs = resolve_inputs(self._path, **feeding)
         extents = {entry.name: entry.shape for entry in inputs}
-        pieces = self._pieces(regions, extents)
+        pieces = self._pieces(regions, bare, extents)
         ratios = self._measured(pieces, (1 - _WHOLE) * budget)
-        decisions = [
-            _decide(region, piece, found)
-            for region, piece, found in zip(regions, pieces, ratios, strict=True)
-        ]
+        decisions = [decide(region, found) for region, found in zip(regions, ratios, strict=True)]
 
         def feed() -> dict[str, Array]:
             return make_inputs(self._path, count=1, seed=seed, **feeding)[0]
 
         seconds = _within(_WHOLE * budget / len(self._backends) / _LOADING, 3.0)
-        plan, whole = self._confirmed(_plans(regions, decisions), extents, feed, seconds)
-        made = set(plan.made)
-        trials = tuple(
-            Trial(
-                region.graph,
-                region.outputs,
-                decision.ratios,
-                decision.verdict,
-                any(place in made for places in region.alternatives.values() for place in places),
+        tried = plans(regions, decisions)
+        always = {(edit.graph, edit.output) for edit in bare.edits}
+        nothing = Plan(left=frozenset(always.union(*(set(plan.made) | plan.left for plan in tried))))
+        plan, whole = self._confirmed(tried, extents, feed, seconds) or (nothing, {})
+        trials = []
+        for region, decision in zip(regions, decisions, strict=True):
+            made = [plan.made[place] for place in _places(region) if place in plan.made]
+            narrow = not all(style.widened for style in made)
+            trials.append(
+                Trial(region.graph, region.outputs, decision.ratios, decision.verdict, bool(made), narrow)
             )
-            for region, decision in zip(regions, decisions, strict=True)
-        )
-        return Tuning(plan, trials, whole, self._meter.measured)
+        return Tuning(plan, tuple(trials), whole, self._meter.measured)
 
-    def _pieces(self, regions: Sequence[Region], extents: Mapping[str, Sequence[int]]) -> list[_Piece | None]:
-        """Each region cut out, as it is and as its alternatives make it; None where that cannot be done."""
-        original = model_io.read(self._path)
-        types = types_of(original, extents)
-        before = Source(original, types)
-        after = {balance: self._source(regions, balance, types) for balance in BALANCES}
+    def _made(self, plan: Plan) -> FuseResult:
+        """The model as a plan makes it; its weights lie in a file."""
+        self._plans += 1
+        return self._fuse(Spill(self._folder / f"{self._plans}.weights"), plan=plan)
+
+    def _pieces(
+        self, regions: Sequence[Region], bare: FuseResult, extents: Mapping[str, Sequence[int]]
+    ) -> list[_Piece | None]:
+        """Each region cut out, as it is and as its alternatives make it; None where that cannot be done.
+
+        `bare`: the model without any group fused. What is rewritten whatever the plan is in all forms.
+        """
+        types = types_of(model_io.read(self._path), extents)
+        before = Source(bare.model, types)
+        after = {
+            style: Source(self._made(_followed(regions, style)).model, types)
+            for style in dict.fromkeys(style for region in regions for style in region.alternatives)
+        }
         own = {region.outputs: set(region.outputs) for region in regions}
         others = set().union(*own.values())
         pieces: list[_Piece | None] = []
@@ -210,24 +219,19 @@ class _Search:
                 continue
             ends = before.followers(region.outputs, others)
             form = _form(before, region.inputs, ends)
-            options = [
-                _Option(balance, made)
-                for balance in region.alternatives
-                if (made := _form(after[balance], region.inputs, ends))
-            ]
-            options = [option for option in options if form and option.form.digest != form.digest]
+            known = {form.digest} if form else set()
+            options = []
+            for style in region.alternatives:
+                made = _form(after[style], region.inputs, ends)
+                if made and made.digest not in known:
+                    known.add(made.digest)
+                    options.append(_Option(style, made))
             if form and options:
                 pieces[-1] = form, options
         return pieces
 
-    def _source(self, regions: Sequence[Region], balance: float, types: Mapping[str, Type]) -> Source:
-        """The model as one balance makes it all over."""
-        made = {place: balance for region in regions for place in region.alternatives.get(balance, ())}
-        spill = Spill(self._folder / f"weights-{BALANCES.index(balance)}")
-        return Source(fuse_file(self._path, spill, patterns=self._patterns, plan=Plan(made)).model, types)
-
-    def _measured(self, pieces: Sequence[_Piece | None], budget: float) -> list[dict[float, Ratios]]:
-        """For each region the ratios of its alternatives, by their balance; none where there was no time."""
+    def _measured(self, pieces: Sequence[_Piece | None], budget: float) -> list[dict[Style, Ratios]]:
+        """For each region the ratios of its alternatives, by their style; none where there was no time."""
         keyed = {tuple(form.digest for form in _forms(piece)): piece for piece in pieces if piece}
         counts = Counter(tuple(form.digest for form in _forms(piece)) for piece in pieces if piece)
         jobs = [  # what stands often is measured first: there is the most to be gained
@@ -253,15 +257,15 @@ class _Search:
             _forms(piece), backend, lambda: make_inputs(before, count=1, seed=0)[0], seconds=seconds
         )
 
-    def _known(self, piece: _Piece) -> dict[float, Ratios]:
+    def _known(self, piece: _Piece) -> dict[Style, Ratios]:
         """What is known of a region's alternatives; nothing if some backend's measurement is missing."""
         if not all(self._meter.knows(_forms(piece), backend) for backend in self._backends):
             return {}
-        found: dict[float, dict[str, Ratio]] = {option.balance: {} for option in piece[1]}
+        found: dict[Style, dict[str, Ratio]] = {option.style: {} for option in piece[1]}
         for backend in self._backends:
             for option, ratio in zip(piece[1], self._compare(piece, backend, 0.0) or (), strict=False):
-                found[option.balance][backend.title] = ratio
-        return {balance: each for balance, each in found.items() if each}
+                found[option.style][backend.title] = ratio
+        return {style: each for style, each in found.items() if each}
 
     def _confirmed(
         self,
@@ -269,24 +273,22 @@ class _Search:
         extents: Mapping[str, Sequence[int]],
         feed: Callable[[], dict[str, Array]],
         seconds: float,
-    ) -> tuple[Plan, Ratios]:
+    ) -> tuple[Plan, Ratios] | None:
         """The first plan with which the whole model is slower nowhere, or one that is clearly faster."""
         self._say("measuring the whole model")
-        nothing = Plan(left=frozenset().union(*(set(plan.made) | plan.left for plan in plans)))
         forms = [self._whole(self._path, extents)]
         tried = []
         for number, plan in enumerate(plans):
-            target = self._folder / f"plan-{number}.onnx"
-            spill = Spill(self._folder / f"plan-{number}.weights")
-            result = fuse_file(self._path, spill, patterns=self._patterns, plan=plan)
+            result = self._made(plan)
             if result.changed:
+                target = self._folder / f"plan-{number}.onnx"
                 model_io.write(result.model, target)
                 form = self._whole(target, extents)
                 if form.digest not in {each.digest for each in forms}:
                     forms.append(form)
                     tried.append(plan)
         if not tried:
-            return nothing, {}
+            return None
         found: list[dict[str, Ratio]] = [{} for _ in tried]
         for backend in self._backends:
             for each, ratio in zip(
@@ -295,80 +297,19 @@ class _Search:
                 each[backend.title] = ratio
         if not any(found):  # no backend runs the model: there is only the cost model to go by
             return tried[0], {}
-        best = _best([(plan, each) for plan, each in zip(tried, found, strict=True) if _bearable(each)])
-        return best or (nothing, {})
+        return best([(plan, each) for plan, each in zip(tried, found, strict=True) if bearable(each)])
 
     def _whole(self, path: Path, extents: Mapping[str, Sequence[int]]) -> Form:
         return Form(path, digest(static(model_io.read(path), extents)))
 
 
-@dataclass(frozen=True)
-class _Decision:
-    """The balance to follow in a region, and whether that is certain; None to leave it as it is."""
-
-    balance: float | None
-    verdict: str
-    ratios: Ratios
+def _places(region: Region) -> set[Place]:
+    return {place for places in region.alternatives.values() for place in places}
 
 
-def _decide(region: Region, piece: _Piece | None, found: Mapping[float, Ratios]) -> _Decision:
-    own = BALANCES[0] if BALANCES[0] in region.alternatives else None
-    if piece is None or not found:
-        return _Decision(own, "unmeasured", {})
-    winners = [(balance, each) for balance, each in found.items() if _verdict(each) == "faster"]
-    best = _best(winners)
-    if best:
-        return _Decision(best[0], "faster", best[1])
-    if own is not None and own in found:
-        verdict = _verdict(found[own])
-        return _Decision(own if verdict == "same" else None, verdict, found[own])
-    return _Decision(None, "slower", next(iter(found.values())))
-
-
-def _verdict(found: Ratios) -> str:
-    """`faster` on the geometric mean and slower on none; `slower` on the mean or on one of them; else `same`."""
-    if any(ratio.verdict == "slower" for ratio in found.values()):
-        return "slower"
-    middle = _mean(found)
-    # Intervals of independent measurements: half their widths add up in squares.
-    below = math.hypot(*(math.log(ratio.value / ratio.low) for ratio in found.values())) / len(found)
-    return "faster" if math.log(middle) > below else "same"
-
-
-def _mean(found: Ratios) -> float:
-    return math.exp(math.fsum(math.log(ratio.value) for ratio in found.values()) / len(found))
-
-
-def _bearable(found: Ratios) -> bool:
-    return all(ratio.verdict != "slower" and ratio.value >= _NEVER_BELOW for ratio in found.values())
-
-
-def _best(options: Sequence[tuple[Any, Ratios]]) -> tuple[Any, Ratios] | None:
-    """The first of the options, or the fastest where that is faster by more than the noise."""
-    best = None
-    for option in options:
-        if best is None or _mean(option[1]) > _BETTER * _mean(best[1]):
-            best = option
-    return best
-
-
-def _plans(regions: Sequence[Region], decisions: Sequence[_Decision]) -> list[Plan]:
-    """What to try on the whole model: all that did not lose, what won, and what the cost model says."""
-    own = [BALANCES[0] if BALANCES[0] in region.alternatives else None for region in regions]
-    lenient = [decision.balance for decision in decisions]
-    strict = [decision.balance if decision.verdict == "faster" else None for decision in decisions]
-    return [_plan(regions, balances) for balances in (lenient, strict, own)]
-
-
-def _plan(regions: Sequence[Region], balances: Sequence[float | None]) -> Plan:
-    made: dict[Place, float] = {}
-    left: set[Place] = set()
-    for region, balance in zip(regions, balances, strict=True):
-        if balance is None:
-            left.update(region.alternatives.get(BALANCES[0], ()))
-        else:
-            made.update(dict.fromkeys(region.alternatives[balance], balance))
-    return Plan(made, frozenset(left))
+def _followed(regions: Sequence[Region], style: Style) -> Plan:
+    """One style followed in all regions."""
+    return Plan({place: style for region in regions for place in region.alternatives.get(style, ())})
 
 
 def _forms(piece: _Piece) -> list[Form]:

@@ -28,6 +28,9 @@ BRANCHES = Example("", ("conv3x3 bn", "conv1x1 bn", "bn"), channels=(4, 4))
 STRIPS = Example("", ("dwconv1x9", "dwconv9x1", "dwconv3x3"), channels=(4, 4), groups=4)
 """Merged in part by the cost model; all of it is one 9x9 where moving is dear."""
 
+WIDE = Example("", ("dwconv13x13", "dwconv5x5"), channels=(64, 64), groups=64)
+"""Merged, it is 13 wide, and gets a column of zeros for OpenVINO."""
+
 BLOCKS = 3
 
 
@@ -136,6 +139,141 @@ def test_an_alternative_is_taken_where_it_is_faster(measuring: Callable[[Measure
     assert len(fuse(model).model.graph.node) > len(result.model.graph.node)
 
 
+def slow_at(widths: dict[str, int]) -> Measure:
+    """Each backend is slow on depthwise kernels so wide."""
+
+    def measure(models: Sequence[onnx.ModelProto], backend: str, whole: bool) -> list[float]:
+        times = [
+            sum(
+                1.0 + (tensor.dims[3] == widths[backend])
+                for tensor in model.graph.initializer
+                if len(tensor.dims) == 4
+            )
+            for model in models
+        ]
+        return [times[0] / time for time in times[1:]]
+
+    return measure
+
+
+@pytest.mark.parametrize(("backend", "kernel"), [("ort", "13x13"), ("openvino", "13x14")])
+def test_columns_of_zeros_are_there_where_they_pay(
+    measuring: Callable[[Measure], list[str]], tmp_path: Path, backend: str, kernel: str
+) -> None:
+    model = network(WIDE)
+    asked = measuring(slow_at({"ort": 14, "openvino": 13}))
+    cache = tmp_path / "measured.json"
+    tuning = tune(model, backend=backend, cache=cache)
+    result = fuse(model, plan=tuning.plan)
+    assert [edit.kernel for edit in result.edits] == [f"{kernel} 64->64, depthwise"] * BLOCKS
+    assert [trial.narrow for trial in tuning.trials] == [kernel == "13x13"] * BLOCKS
+    assert len(asked) == tuning.measured == 2  # both kernels at once, and the whole
+    again = tune(model, backend=backend, cache=cache)
+    assert not again.measured
+    assert (again.plan, again.trials) == (tuning.plan, tuning.trials)
+
+
+def test_the_report_tells_that_columns_of_zeros_are_left_out(
+    measuring: Callable[[Measure], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter_folder(tmp_path, monkeypatch)
+    onnx.save(network(WIDE), "in.onnx")
+    measuring(slow_at({"ort": 14}))
+    command = ("in.onnx", "out.onnx", "--tune", "--backend", "ort", "--no-bench", "--json", "r.json")
+    result = repfuse(*command)
+    assert result.exit_code == 0, result.output
+    assert f"narrow  {BLOCKS} places without columns of zeros" in result.output
+    assert [trial["narrow"] for trial in json.loads(Path("r.json").read_text("utf-8"))["trials"]] == [
+        True
+    ] * 3
+
+
+SPELLED = """
+    a = Conv x wide
+    b = Conv x point
+    s = Add a b
+    c = Add s three
+    d = Clip c zero six
+    m = Mul s d
+    y = Div m six
+"""
+"""Branches, and a HardSwish as it is written before opset 14."""
+
+
+def spelled() -> onnx.ModelProto:
+    draw = np.random.default_rng(0).standard_normal
+    constants = {
+        "wide": draw((4, 4, 3, 3)),
+        "point": draw((4, 4, 1, 1)),
+        **{"zero": np.array(0.0), "three": np.array(3.0), "six": np.array(6.0)},
+    }
+    nodes = []
+    for line in SPELLED.strip().splitlines():
+        target, _, op, *inputs = line.split()
+        pads = {"pads": [1] * 4} if "wide" in inputs else {}
+        nodes.append(helper.make_node(op, inputs, [target], name=target, **pads))
+    value = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4, 9, 9]) for name in "xy"]
+    weights = [
+        onnx.numpy_helper.from_array(each.astype(np.float32), name) for name, each in constants.items()
+    ]
+    graph = helper.make_graph(nodes, "spelled", value[:1], value[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=7)
+
+
+def ops(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_measured_is_what_fusing_makes(measuring: Callable[[Measure], list[str]], keep: bool) -> None:
+    seen: list[onnx.ModelProto] = []
+
+    def measure(models: Sequence[onnx.ModelProto], backend: str, whole: bool) -> list[float]:
+        seen.extend(models[1:] if whole else models)
+        return [1.5] * (len(models) - 1)
+
+    measuring(measure)
+    model = spelled()
+    tuning = tune(model, backend="ort", keep_opset=keep)
+    assert seen
+    assert {each.opset_import[0].version for each in seen} == {11 if keep else 14}
+    assert all(("HardSwish" in ops(each)) != keep for each in seen)
+    kept = fuse(model, plan=tuning.plan, keep_opset=keep).model
+    assert ops(kept) == (["Conv", "Add", "Clip", "Mul", "Div"] if keep else ["Conv", "HardSwish"])
+
+
+@pytest.mark.parametrize(
+    ("fast", "left"),
+    [
+        pytest.param({"HardSwish", "Clip"}, ["Conv", "HardSwish"], id="faster"),
+        pytest.param({"Clip"}, ["Conv", "Conv", "Add", "Add", "Clip", "Mul", "Div"], id="HardSwish slower"),
+    ],
+)
+def test_a_hard_swish_is_left_spelled_out_where_the_whole_is_slower_with_it(
+    measuring: Callable[[Measure], list[str]], fast: set[str], left: list[str]
+) -> None:
+    measuring(lambda models, *_: [1.2 if fast & set(ops(each)) else 0.5 for each in models[1:]])
+    model = spelled()
+    assert ops(fuse(model, plan=tune(model, backend="ort").plan).model) == left
+
+
+def test_the_command_line_keeps_the_opset_while_it_measures(
+    measuring: Callable[[Measure], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter_folder(tmp_path, monkeypatch)
+    onnx.save(spelled(), "in.onnx")
+    versions: set[int] = set()
+
+    def measure(models: Sequence[onnx.ModelProto], *_: object) -> list[float]:
+        versions.update(model.opset_import[0].version for model in models)
+        return [1.5] * (len(models) - 1)
+
+    measuring(measure)
+    result = repfuse("in.onnx", "out.onnx", "--tune", "--keep-opset", "--no-bench", "--backend", "ort")
+    assert result.exit_code == 0, result.output
+    assert versions == {11}
+
+
 def test_equal_blocks_are_measured_once(measuring: Callable[[Measure], list[str]]) -> None:
     asked = measuring(by_nodes)
     tuning = tune(network(), backend="ort")
@@ -226,6 +364,14 @@ def test_a_digest_is_of_structure() -> None:
     assert cut(network()) != cut(network(STRIPS))
     larger = build(REPVGG, BRANCHES, extents=(13, 12), repeat=BLOCKS)
     assert cut(network()) != cut(larger)
+
+
+def test_a_part_that_does_not_compute_what_it_should_is_none() -> None:
+    model = network()
+    (region, *_) = regions_of(model)
+    source = Source(model, {**types_of(model, {}), "gone": types_of(model, {})[region.outputs[0]]})
+    assert source.cut(region.inputs, region.outputs)
+    assert source.cut(region.inputs, [*region.outputs, "gone"]) is None
 
 
 def test_what_follows_element_by_element_comes_along() -> None:
