@@ -39,6 +39,11 @@ class Candidate:
         """Operands that are added to them, or stand beside them in a Concat, as they are."""
         return self.rewrite.rest
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that it is computed from."""
+        return (*(merge.source for merge in self.merges), *(operand.tensor for operand in self.rest))
+
 
 def choose(groups: Groups, fits: Callable[[Merge], bool] = lambda _: True) -> list[Candidate]:
     """The rewrites that together make a graph cheapest, of those whose merges all fit.

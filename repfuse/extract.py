@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -94,38 +94,58 @@ class Source:
     def _initializers(self) -> Mapping[str, TensorProto]:
         return {tensor.name: tensor for tensor in self._model.graph.initializer}
 
-    def followers(self, outputs: Sequence[str], others: Collection[str]) -> tuple[str, ...]:
-        """What follows element by element: the tensors at which to cut in place of `outputs`.
+    def followers(
+        self, outputs: Sequence[str], others: Collection[str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What follows element by element.
 
         Args:
             outputs: Tensors that a part computes.
             others: Tensors that other parts compute, in front of which to stop.
+
+        Returns:
+            The tensors at which to cut in place of `outputs`; and what is read on the way that the part does not
+            compute, such as a residual.
         """
         ends = list(outputs)
+        inside, read = set(outputs), dict[str, None]()
         for _ in range(_FOLLOWING):
-            ends = list(dict.fromkeys(name for end in ends for name in self._behind(end, others)))
-        return tuple(ends)
+            step: dict[str, None] = {}
+            for end in ends:
+                users = self._elementwise(end, others)
+                made = [name for user in users for name in user.output]
+                inside.update(made)
+                read.update(dict.fromkeys(name for user in users for name in user.input if name))
+                step.update(dict.fromkeys(made or [end]))
+            ends = list(step)
+        beside = (name for name in read if name not in inside and not self._is_constant(name))
+        return tuple(ends), tuple(beside)
 
-    def _behind(self, tensor: str, others: Collection[str]) -> Iterator[str]:
+    def _elementwise(self, tensor: str, others: Collection[str]) -> list[NodeProto]:
+        """The nodes that read a tensor; none where one of them cannot come along."""
         graph = self._model.graph
         users = [graph.node[position] for position in self._consumers.get(tensor, ())]
-        made = [name for user in users for name in user.output]
         fits = all(user.op_type in _ELEMENTWISE and not user.domain for user in users)
         is_output = any(entry.name == tensor for entry in graph.output)
-        if users and fits and not is_output and not any(name in others for name in made):
-            yield from made
-        else:
-            yield tensor
+        stops = any(name in others for user in users for name in user.output)
+        return users if fits and not is_output and not stops else []
+
+    def _is_constant(self, tensor: str) -> bool:
+        position = self._producers.get(tensor)
+        if position is None:
+            return tensor in self._initializers
+        return self._model.graph.node[position].op_type == "Constant"
 
     def cut(self, inputs: Collection[str], outputs: Sequence[str]) -> ModelProto | None:
         """The part that computes `outputs`, cut off at `inputs`; None where one is missing, or a type is.
 
-        What else it needs and does not compute from constants becomes an input as well.
+        It takes all of `inputs`, so that the same part of another model can be fed alike. What else it needs and
+        does not compute from constants becomes an input as well.
         """
         graph = self._model.graph
         nodes: set[int] = set()
         constants: dict[str, TensorProto] = {}
-        fed: dict[str, None] = {}
+        fed = dict.fromkeys(inputs)
         pending, seen = list(outputs), set[str]()
         while pending:
             name = pending.pop()
@@ -133,7 +153,7 @@ class Source:
                 continue
             seen.add(name)
             position = self._producers.get(name)
-            if name in inputs or (position is None and name not in self._initializers):
+            if name in fed or (position is None and name not in self._initializers):
                 fed[name] = None
             elif position is None:
                 constants[name] = self._initializers[name]

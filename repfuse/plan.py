@@ -77,7 +77,7 @@ class Region:
 
     Attributes:
         graph: The graph that holds it.
-        inputs: Tensors that its nodes read and that are no constants.
+        inputs: Tensors that its nodes read, or what may take their place, and that are no constants.
         outputs: Tensors that it computes for others.
         alternatives: Groups that may be fused, by the style in which that is done; the cost model's own choice is
             that of `OWN`, and absent where it is to leave all as it is.
@@ -96,14 +96,16 @@ def regions(groups: Groups, fits: Fits) -> list[Region]:
     for nodes in _united(each.replaced for choice in choices.values() for each in choice):
         alternatives: dict[Style, tuple[Place, ...]] = {}
         known: set[tuple[object, ...]] = set()
+        read: dict[str, None] = {}
         for balance, choice in choices.items():
             inside = [each for each in choice if each.root in nodes]
             what = tuple((each.root, each.rewrite) for each in inside)
             if inside and what not in known:
                 known.add(what)
+                read.update(dict.fromkeys(name for each in inside for name in each.reads))
                 places = tuple(place_of(groups, each) for each in inside)
                 alternatives.update(dict.fromkeys(_styles(balance, inside), places))
-        found.append(_region(groups, nodes, alternatives))
+        found.append(_region(groups, nodes, read, alternatives))
     return found
 
 
@@ -134,11 +136,19 @@ def _united(sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
     return sorted({id(union): frozenset(union) for union in home.values()}.values(), key=max)
 
 
-def _region(groups: Groups, nodes: frozenset[int], alternatives: Mapping[Style, tuple[Place, ...]]) -> Region:
+def _region(
+    groups: Groups,
+    nodes: frozenset[int],
+    reading: Iterable[str],
+    alternatives: Mapping[Style, tuple[Place, ...]],
+) -> Region:
+    """The region of those nodes; `reading`: what its alternatives read."""
     scope = groups.scope
     made = [name for position in sorted(nodes) for name in scope.nodes[position].output if name]
     read = [name for position in sorted(nodes) for name in scope.nodes[position].input if name]
-    outside = dict.fromkeys(name for name in read if name not in set(made) and not _constant(groups, name))
+    outside = dict.fromkeys(
+        name for name in (*read, *reading) if name not in set(made) and not _constant(groups, name)
+    )
     used = [name for name in made if name in scope.kept or not nodes.issuperset(scope.consumers(name))]
     return Region(scope.label, tuple(outside), tuple(used), alternatives)
 

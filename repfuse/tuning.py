@@ -12,7 +12,7 @@ import functools
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,13 +217,14 @@ class _Search:
             pieces.append(None)
             if region.graph:
                 continue
-            ends = before.followers(region.outputs, others)
-            form = _form(before, region.inputs, ends)
+            ends, beside = before.followers(region.outputs, others)
+            inputs = dict.fromkeys((*region.inputs, *beside))
+            form = _form(before, inputs, ends)
             known = {form.digest} if form else set()
             options = []
             for style in region.alternatives:
-                made = _form(after[style], region.inputs, ends)
-                if made and made.digest not in known:
+                made = _form(after[style], inputs, ends)
+                if form and made and _fed(made) == _fed(form) and made.digest not in known:
                     known.add(made.digest)
                     options.append(_Option(style, made))
             if form and options:
@@ -316,9 +317,14 @@ def _forms(piece: _Piece) -> list[Form]:
     return [piece[0], *(option.form for option in piece[1])]
 
 
-def _form(source: Source, inputs: Sequence[str], outputs: Sequence[str]) -> Form | None:
+def _form(source: Source, inputs: Collection[str], outputs: Sequence[str]) -> Form | None:
     model = source.cut(inputs, outputs)
     return Form(model, digest(model)) if model else None
+
+
+def _fed(form: Form) -> list[str]:
+    assert isinstance(form.model, ModelProto)
+    return [entry.name for entry in form.model.graph.input]
 
 
 def _within(seconds: float, most: float) -> float:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from blocks import build
 from commandline import enter_folder, repfuse
+from nets import Net
 from onnx import helper
 
 from repfuse import BadInputError, Tuning, fuse, tune
@@ -374,12 +375,45 @@ def test_a_part_that_does_not_compute_what_it_should_is_none() -> None:
     assert source.cut(region.inputs, [*region.outputs, "gone"]) is None
 
 
+def test_a_residual_that_follows_is_fed_and_not_computed() -> None:
+    net = Net(4, (9, 9), dtype=onnx.TensorProto.FLOAT)
+    far = net.node("Relu", net.conv(net.node("Relu", net.conv(net.x, 3)), 3))
+    near = net.node("Relu", net.add(net.conv(net.x, 3), net.conv(net.x, 1)))
+    model = net.model(net.add(near, far))
+    (region,) = regions_of(model)
+    source = Source(model, types_of(model, {}))
+    ends, beside = source.followers(region.outputs, ())
+    assert (ends, beside) == ((model.graph.output[0].name,), (far,))
+    part = source.cut([*region.inputs, *beside], ends)
+    assert part
+    assert ops(part) == ["Conv", "Conv", "Add", "Relu", "Add"]
+
+
+def test_forms_of_a_part_are_fed_alike(measuring: Callable[[Measure], list[str]]) -> None:
+    net = Net(4, (9, 9), dtype=onnx.TensorProto.FLOAT)
+    stays = net.conv(net.node("Relu", net.x), 1, (4, 16))
+    follows = net.conv(stays, 1, (16, 16))  # merged with what is before it, which its other reader keeps
+    model = net.model(net.add(net.node("Relu", follows), net.node("Sin", stays)))
+
+    def measure(models: Sequence[onnx.ModelProto], backend: str, whole: bool) -> list[float]:
+        taken = [[entry.name for entry in each.graph.input] for each in models]
+        assert taken.count(taken[0]) == len(taken)
+        feeds = make_inputs(models[0], count=1, seed=0)[0]
+        for each in models:
+            OnnxRuntime().load(each, threads=1).run(feeds)
+        return [1.5] * (len(models) - 1)
+
+    measuring(measure)
+    assert tune(model, backend="ort").trials
+
+
 def test_what_follows_element_by_element_comes_along() -> None:
     model = network()
     regions = regions_of(model)
     source = Source(model, types_of(model, {}))
     others = {name for region in regions for name in region.outputs}
-    ends = source.followers(regions[0].outputs, others)
+    ends, beside = source.followers(regions[0].outputs, others)
+    assert not beside
     assert ends != regions[0].outputs
     assert next(node.op_type for node in model.graph.node if node.output[0] == ends[0]) == "Relu"
 
