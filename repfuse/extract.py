@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from repfuse import shapes, storage
 from repfuse.stats import FLOATS
+from repfuse.view import Inferred
 
 Type = tuple[int, tuple[int, ...]]
 """Of a tensor: that of its elements, and its extents."""
@@ -60,12 +61,12 @@ def static(model: ModelProto, extents: Mapping[str, Sequence[int]]) -> ModelProt
 
 def types_of(model: ModelProto, extents: Mapping[str, Sequence[int]]) -> dict[str, Type]:
     """The types of the main graph's tensors, as far as they are static, for inputs of these extents."""
+    facts = Inferred(static(model, extents)).facts
     found = {}
-    for entry in shapes.infer_types(static(model, extents)):
-        shape = shapes.of_value(entry)
-        if shape is not None and all(isinstance(extent, int) for extent in shape):
-            static_shape = tuple(extent for extent in shape if isinstance(extent, int))
-            found[entry.name] = (entry.type.tensor_type.elem_type, static_shape)
+    for name, shape in facts.shapes.items():
+        known = tuple(extent for extent in shape if isinstance(extent, int))
+        if len(known) == len(shape):
+            found[name] = (facts.type_of(name), known)
     return found
 
 

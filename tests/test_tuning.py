@@ -354,6 +354,14 @@ def test_a_part_runs_and_has_the_shape_of_its_place(balance: float) -> None:
     assert all(np.isfinite(value).all() for value in outputs.values())
 
 
+def test_extents_that_the_graph_computes_are_known() -> None:
+    net = Net(4, (9, 8))
+    pads = net.node("Mod", net.integers(0, 0, 3, 3, 0, 0, 4, 4), net.integers(2))
+    padded = net.node("Pad", net.x, pads)
+    model = net.model(net.conv(padded, 3, pads=[0] * 4))
+    assert types_of(model, {})[padded] == (onnx.TensorProto.DOUBLE, (1, 4, 10, 9))
+
+
 def test_a_digest_is_of_structure() -> None:
     def cut(model: onnx.ModelProto) -> str:
         (region, *_) = regions_of(model)
