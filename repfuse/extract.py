@@ -102,7 +102,7 @@ class Source:
 
         Args:
             outputs: Tensors that a part computes.
-            others: Tensors that other parts compute, in front of which to stop.
+            others: Tensors that parts compute, in front of which to stop.
 
         Returns:
             The tensors at which to cut in place of `outputs`; and what is read on the way that the part does not

@@ -79,6 +79,7 @@ class Region:
         graph: The graph that holds it.
         inputs: Tensors that its nodes read, or what may take their place, and that are no constants.
         outputs: Tensors that it computes for others.
+        computed: All tensors that its nodes compute; those that are no outputs may be gone.
         alternatives: Groups that may be fused, by the style in which that is done; the cost model's own choice is
             that of `OWN`, and absent where it is to leave all as it is.
     """
@@ -86,6 +87,7 @@ class Region:
     graph: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    computed: frozenset[str]
     alternatives: Mapping[Style, tuple[Place, ...]]
 
 
@@ -144,13 +146,13 @@ def _region(
 ) -> Region:
     """The region of those nodes; `reading`: what its alternatives read."""
     scope = groups.scope
-    made = [name for position in sorted(nodes) for name in scope.nodes[position].output if name]
+    computed = [name for position in sorted(nodes) for name in scope.nodes[position].output if name]
     read = [name for position in sorted(nodes) for name in scope.nodes[position].input if name]
     outside = dict.fromkeys(
-        name for name in (*read, *reading) if name not in set(made) and not _constant(groups, name)
+        name for name in (*read, *reading) if name not in set(computed) and not _constant(groups, name)
     )
-    used = [name for name in made if name in scope.kept or not nodes.issuperset(scope.consumers(name))]
-    return Region(scope.label, tuple(outside), tuple(used), alternatives)
+    used = [name for name in computed if name in scope.kept or not nodes.issuperset(scope.consumers(name))]
+    return Region(scope.label, tuple(outside), tuple(used), frozenset(computed), alternatives)
 
 
 def _constant(groups: Groups, tensor: str) -> bool:

@@ -120,8 +120,8 @@ def tuning(found: Tuning) -> RenderableType:
     ]
     if narrow := sum(trial.narrow for trial in found.trials):
         rows.append(("narrow", f"{counted(narrow, 'place')} without columns of zeros, which cost time here"))
-    if not found.ratios:
-        rows.append(("original", "the whole model was not measured to be as fast with any of it"))
+    if not found.ratios and not found.plan.made:
+        rows.append(("original", "the whole model was not measured to be as fast with any of that"))
     head = f"Tuned: {counted(len(found.trials), 'place')} where something may be fused: {told}"
     measured = f"{counted(found.measured, 'comparison')} run"
     return Group(Text(f"{head} ({measured})"), Padding(two_columns(rows), (0, 0, 0, 2)))

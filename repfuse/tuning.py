@@ -210,14 +210,13 @@ class _Search:
             style: Source(self._made(_followed(regions, style)).model, types)
             for style in dict.fromkeys(style for region in regions for style in region.alternatives)
         }
-        own = {region.outputs: set(region.outputs) for region in regions}
-        others = set().union(*own.values())
+        computed = frozenset[str]().union(*(region.computed for region in regions))
         pieces: list[_Piece | None] = []
         for region in regions:
             pieces.append(None)
             if region.graph:
                 continue
-            ends, beside = before.followers(region.outputs, others)
+            ends, beside = before.followers(region.outputs, computed)
             inputs = dict.fromkeys((*region.inputs, *beside))
             form = _form(before, inputs, ends)
             known = {form.digest} if form else set()

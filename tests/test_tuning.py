@@ -397,6 +397,18 @@ def test_a_residual_that_follows_is_fed_and_not_computed() -> None:
     assert ops(part) == ["Conv", "Conv", "Add", "Relu", "Add"]
 
 
+def test_what_another_part_may_do_away_with_does_not_follow() -> None:
+    net = Net(4, (9, 9))
+    first = net.node("Relu", net.add(net.conv(net.x, 3), net.conv(net.x, 1)))
+    last = net.conv(net.per_channel("Add", net.per_channel("Mul", first)), 1)
+    model = net.model(net.node("Relu", last))
+    before, behind = regions_of(model)
+    assert behind.inputs == (first,)
+    assert len(behind.computed) == 3
+    ends, _ = Source(model, types_of(model, {})).followers(before.outputs, before.computed | behind.computed)
+    assert ends == (first,)
+
+
 def test_forms_of_a_part_are_fed_alike(measuring: Callable[[Measure], list[str]]) -> None:
     net = Net(4, (9, 9), dtype=onnx.TensorProto.FLOAT)
     stays = net.conv(net.node("Relu", net.x), 1, (4, 16))
@@ -438,6 +450,7 @@ def test_the_command_line(
     assert result.exit_code == 0, result.output
     assert f"Tuned: {BLOCKS} places where something may be fused: {BLOCKS} slower" in result.output
     assert "0.90x on ONNX Runtime" in result.output
+    assert "original  the whole model was not measured to be as fast" in result.output
     assert f"{BLOCKS} groups found: 0 fused" in result.output
     trials = json.loads(Path("r.json").read_text("utf-8"))["trials"]
     assert [trial["verdict"] for trial in trials] == ["slower"] * BLOCKS
