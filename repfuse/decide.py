@@ -52,10 +52,7 @@ def verdict(found: Ratios) -> str:
     """`faster` on the geometric mean and slower on none; `slower` on the mean or on one of them; else `same`."""
     if any(ratio.verdict == "slower" for ratio in found.values()):
         return "slower"
-    middle = _mean(found)
-    # Intervals of independent measurements: half their widths add up in squares.
-    below = math.hypot(*(math.log(ratio.value / ratio.low) for ratio in found.values())) / len(found)
-    return "faster" if math.log(middle) > below else "same"
+    return "faster" if _low(found) > 1 else "same"
 
 
 def bearable(found: Ratios) -> bool:
@@ -67,9 +64,20 @@ def best(options: Sequence[tuple[T, Ratios]]) -> tuple[T, Ratios] | None:
     """The first of the options, or the fastest where that is faster by more than the noise."""
     found = None
     for option in options:
-        if found is None or _mean(option[1]) > BETTER * _mean(found[1]):
+        if found is None or _clearly_faster(option[1], found[1]):
             found = option
     return found
+
+
+def _clearly_faster(one: Ratios, other: Ratios) -> bool:
+    return _mean(one) > BETTER * _mean(other) and _low(one) > _mean(other)
+
+
+def _low(found: Ratios) -> float:
+    """The lower end of the interval of the mean."""
+    # Intervals of independent measurements: half their widths add up in squares.
+    below = math.hypot(*(math.log(ratio.value / ratio.low) for ratio in found.values())) / len(found)
+    return _mean(found) * math.exp(-below)
 
 
 def _mean(found: Ratios) -> float:

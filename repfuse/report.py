@@ -128,7 +128,7 @@ def tuning(found: Tuning) -> RenderableType:
 
 
 def _ratios(trial: Trial) -> str:
-    return ", ".join(f"{ratio.value:.2f}x on {backend}" for backend, ratio in trial.ratios.items())
+    return ", ".join(f"{ratio.value:.3f}x on {backend}" for backend, ratio in trial.ratios.items())
 
 
 def sizes(before: Stats, after: Stats) -> RenderableType:

@@ -449,7 +449,7 @@ def test_the_command_line(
     )
     assert result.exit_code == 0, result.output
     assert f"Tuned: {BLOCKS} places where something may be fused: {BLOCKS} slower" in result.output
-    assert "0.90x on ONNX Runtime" in result.output
+    assert "0.900x on ONNX Runtime" in result.output
     assert "original  the whole model was not measured to be as fast" in result.output
     assert f"{BLOCKS} groups found: 0 fused" in result.output
     trials = json.loads(Path("r.json").read_text("utf-8"))["trials"]

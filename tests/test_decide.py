@@ -1,0 +1,69 @@
+"""What measurements say: what is faster wins, what may be noise changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from repfuse.decide import Ratios, best, decide
+from repfuse.plan import BALANCES, OWN, Region, Style
+from repfuse.ratios import Ratio
+
+PLACE = ("", "y")
+OTHER = Style(BALANCES[1])
+NARROW = Style(BALANCES[0], widened=False)
+
+
+def measured(*values: float, width: float = 0.01) -> Ratios:
+    """One ratio for each backend."""
+    return {
+        f"backend {number}": Ratio(value, value * (1 - width), value * (1 + width), 1.0)
+        for number, value in enumerate(values)
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "chosen"),
+    [
+        pytest.param([1.1, 1.2], 0.01, 1, id="clearly faster"),
+        pytest.param([1.1, 1.11], 0.001, 0, id="faster by 1 %"),
+        pytest.param([1.1, 1.2], 0.2, 0, id="within the noise"),
+        pytest.param([1.1, 1.2, 1.3], 0.01, 2, id="the fastest"),
+        pytest.param([1.2, 1.1], 0.01, 0, id="the first"),
+    ],
+)
+def test_the_first_stays_unless_another_is_clearly_faster(
+    values: Sequence[float], width: float, chosen: int
+) -> None:
+    options = [(number, measured(value, width=width)) for number, value in enumerate(values)]
+    found = best(options)
+    assert found
+    assert found[0] == chosen
+
+
+def test_of_nothing_there_is_no_best() -> None:
+    assert best([]) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "style", "verdict"),
+    [
+        pytest.param({}, OWN, "unmeasured", id="not measured"),
+        pytest.param({OWN: measured(1.2)}, OWN, "faster", id="faster"),
+        pytest.param({OWN: measured(1.001)}, OWN, "same", id="same"),
+        pytest.param({OWN: measured(0.9)}, None, "slower", id="slower"),
+        pytest.param({OWN: measured(0.9), OTHER: measured(1.2)}, OTHER, "faster", id="another is faster"),
+        pytest.param({OWN: measured(1.1), NARROW: measured(1.2)}, NARROW, "faster", id="narrow is faster"),
+        pytest.param({OWN: measured(1.2), NARROW: measured(1.2)}, OWN, "faster", id="both alike"),
+        pytest.param({OWN: measured(1.5, 0.9)}, None, "slower", id="slower on one backend"),
+        pytest.param(
+            {OWN: measured(1.2), OTHER: {"x": Ratio(0.0, 0.0, 0.0, 1.0)}}, OWN, "faster", id="crashes"
+        ),
+        pytest.param({OWN: {"x": Ratio(0.0, 0.0, 0.0, 1.0)}}, None, "slower", id="all crash"),
+    ],
+)
+def test_what_becomes_of_a_region(found: dict[Style, Ratios], style: Style | None, verdict: str) -> None:
+    region = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, OTHER, NARROW), (PLACE,)))
+    decision = decide(region, found)
+    assert (decision.style, decision.verdict) == (style, verdict)
