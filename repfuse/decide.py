@@ -37,15 +37,15 @@ class Decision:
 def decide(region: Region, found: Mapping[Style, Ratios]) -> Decision:
     """Decide by the ratios of a region's alternatives; by the cost model if there are none."""
     own = OWN if OWN in region.alternatives else None
-    if not found:
+    # Which of several that win is taken must not be certain: none is a loss, and the whole model is measured yet.
+    winner = best([each for each in found.items() if verdict(each[1]) == "faster"], sure=False)
+    if winner:
+        return Decision(winner[0], "faster", winner[1])
+    if not found or (own and own not in found):
         return Decision(own, "unmeasured", {})
-    best_one = best([(style, each) for style, each in found.items() if verdict(each) == "faster"])
-    if best_one:
-        return Decision(best_one[0], "faster", best_one[1])
-    if own is not None and own in found:
-        said = verdict(found[own])
-        return Decision(own if said == "same" else None, said, found[own])
-    return Decision(None, "slower", next(iter(found.values())))
+    ratios = found[own] if own else next(iter(found.values()))
+    said = verdict(ratios)
+    return Decision(own if said == "same" else None, said, ratios)
 
 
 def verdict(found: Ratios) -> str:
@@ -60,17 +60,20 @@ def bearable(found: Ratios) -> bool:
     return all(ratio.verdict != "slower" and ratio.value >= NEVER_BELOW for ratio in found.values())
 
 
-def best(options: Sequence[tuple[T, Ratios]]) -> tuple[T, Ratios] | None:
-    """The first of the options, or the fastest where that is faster by more than the noise."""
+def best(options: Sequence[tuple[T, Ratios]], *, sure: bool) -> tuple[T, Ratios] | None:
+    """The first of the options, or the fastest where that makes a difference.
+
+    Args:
+        options: Each with its ratios to what all of them are to replace.
+        sure: Whether it must be certain that the difference is none by chance.
+    """
     found = None
     for option in options:
-        if found is None or _clearly_faster(option[1], found[1]):
+        if found is None or (
+            _mean(option[1]) > BETTER * _mean(found[1]) and (not sure or _low(option[1]) > _mean(found[1]))
+        ):
             found = option
     return found
-
-
-def _clearly_faster(one: Ratios, other: Ratios) -> bool:
-    return _mean(one) > BETTER * _mean(other) and _low(one) > _mean(other)
 
 
 def _low(found: Ratios) -> float:

@@ -297,7 +297,9 @@ class _Search:
                 each[backend.title] = ratio
         if not any(found):  # no backend runs the model: there is only the cost model to go by
             return tried[0], {}
-        return best([(plan, each) for plan, each in zip(tried, found, strict=True) if bearable(each)])
+        return best(
+            [(plan, each) for plan, each in zip(tried, found, strict=True) if bearable(each)], sure=True
+        )
 
     def _whole(self, path: Path, extents: Mapping[str, Sequence[int]]) -> Form:
         return Form(path, digest(static(model_io.read(path), extents)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from repfuse.decide import Ratios, best, decide
+from repfuse.decide import Decision, Ratios, best, decide
 from repfuse.plan import BALANCES, OWN, Region, Style
 from repfuse.ratios import Ratio
 
@@ -37,13 +37,16 @@ def test_the_first_stays_unless_another_is_clearly_faster(
     values: Sequence[float], width: float, chosen: int
 ) -> None:
     options = [(number, measured(value, width=width)) for number, value in enumerate(values)]
-    found = best(options)
+    found = best(options, sure=True)
     assert found
     assert found[0] == chosen
+    likely = best(options, sure=False)
+    assert likely
+    assert likely[0] == (1 if width == 0.2 else chosen)
 
 
 def test_of_nothing_there_is_no_best() -> None:
-    assert best([]) is None
+    assert best([], sure=True) is None
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,7 @@ def test_of_nothing_there_is_no_best() -> None:
         pytest.param(
             {OWN: measured(1.2), OTHER: {"x": Ratio(0.0, 0.0, 0.0, 1.0)}}, OWN, "faster", id="crashes"
         ),
+        pytest.param({OTHER: measured(0.9)}, OWN, "unmeasured", id="another was measured only"),
         pytest.param({OWN: {"x": Ratio(0.0, 0.0, 0.0, 1.0)}}, None, "slower", id="all crash"),
     ],
 )
@@ -67,3 +71,13 @@ def test_what_becomes_of_a_region(found: dict[Style, Ratios], style: Style | Non
     region = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, OTHER, NARROW), (PLACE,)))
     decision = decide(region, found)
     assert (decision.style, decision.verdict) == (style, verdict)
+
+
+@pytest.mark.parametrize(
+    ("value", "style", "verdict"), [(1.2, OTHER, "faster"), (1.001, None, "same"), (0.9, None, "slower")]
+)
+def test_what_the_cost_model_leaves_alone_is_made_where_that_is_faster(
+    value: float, style: Style | None, verdict: str
+) -> None:
+    region = Region("", ("x",), ("y",), frozenset({"y"}), {OTHER: (PLACE,)})
+    assert decide(region, {OTHER: measured(value)}) == Decision(style, verdict, measured(value))
