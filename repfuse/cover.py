@@ -228,8 +228,12 @@ class _Part:
         del self._undo[start:]
 
     def _to_best(self, tensor: int, avoid: int | None = None) -> _Change | None:
-        """Compute a tensor in the best way other than now, and without `avoid`; None if there is none."""
-        best: tuple[float, int] | None = None
+        """Compute a tensor in the best way other than now, and without `avoid`; None if there is none.
+
+        A way that needs others which need `avoid` is taken only where there is no better one.
+        """
+        best: tuple[bool, float, int] | None = None
+        uses = self._refs[tensor if avoid is None else avoid]
         for number, needs in enumerate(self._needs[tensor]):
             if number == self.chosen[tensor] or avoid in needs:
                 continue
@@ -237,15 +241,17 @@ class _Part:
             with suppress(_TooFarError):
                 change = self._switch(tensor, number)
                 if change.convs <= 0 or avoid is not None:
-                    best = min(best or (change.cost, number), (change.cost, number))
+                    needed = avoid is not None and self._refs[avoid] >= uses
+                    found = needed, change.cost, number
+                    best = min(best or found, found)
             self._take_back(start)
         self._touched = 0.0
-        return self._switch(tensor, best[1]) if best else None
+        return self._switch(tensor, best[-1]) if best else None
 
     def _do_without(self, tensor: int) -> _Change | None:
-        """Let all that need a tensor be computed otherwise."""
+        """Let all that need a tensor be computed otherwise: the last first, as it may then need earlier ones."""
         cost, convs = 0.0, 0
-        for user in self._users[tensor]:
+        for user in reversed(self._users[tensor]):
             if self._refs[user] and tensor in self._needs[user][self.chosen[user]]:
                 change = self._to_best(user, avoid=tensor)
                 if change is None:

@@ -148,6 +148,28 @@ def test_what_two_need_goes_only_if_both_do_without_it() -> None:
     assert solve(one_cannot, frozenset({1, 2})) == {0: 0, 1: 0, 2: 0}
 
 
+def test_doing_without_a_tensor_is_no_detour_to_it() -> None:
+    """A scale (0) before two Convs, of which one (1) has a scale behind it (2) that it takes.
+
+    That scale may be computed as it is now, which needs the Conv, and so the first scale; that is no way to do
+    without it, though it adds least.
+    """
+    scaled = [way(1, 1), way(10, 0, convs=1), way(11.5, convs=1)]
+    ways = [[way(3)], [way(10, 0, convs=1)], scaled, [way(10, 0, convs=1), way(10.01, convs=1)]]
+    assert solve(ways, frozenset({2, 3})) == {2: 2, 3: 1}
+
+
+def test_what_is_needed_on_a_detour_only_does_without_it_too() -> None:
+    """A Conv (0), two 1x1 and their sum (1, 2, 3), and a Conv behind (4) that may act on the first one, too.
+
+    All of the first four may be one Conv, and the last one stay as it is; but either step alone costs more.
+    """
+    total = [way(8, 1, 2), way(7, 0, convs=1), way(40, convs=1)]
+    behind = [way(10, 3, convs=1), way(16, 0, convs=1)]
+    ways = [[way(40, convs=1)], [way(7, 0, convs=1)], [way(7, 0, convs=1)], total, behind]
+    assert solve(ways, frozenset({4})) == {3: 2, 4: 0}
+
+
 def test_a_conv_takes_the_place_of_a_conv_only() -> None:
     """A Conv that two others need stays, though to compute both from what is before it were cheaper."""
     ways = [[way(1, convs=1)], *[[way(9, 0), way(2, convs=1)]] * 2]

@@ -232,3 +232,22 @@ def test_a_block_of_pp_ocr() -> None:
     result = fuse(proto)
     assert ops(result.model) == "Conv Add Clip Mul Div Conv Add Clip Mul Div Add Conv"
     assert_same(proto, result)
+
+
+def test_a_scale_and_shift_go_into_all_that_is_behind_them_or_into_nothing() -> None:
+    """PP-OCRv4's detector: behind HardSwish and affine stand a depthwise 5x5 of stride 2, and a 1x1."""
+    constants: dict[str, Any] = {"s": 0.3, "t": 1.5, "k": 1.3, "l": -0.4, "b": draw(4)}
+    constants |= {"d": draw(4, 1, 5, 5), "p": draw(2, 4, 1, 1)}
+    nodes = [
+        node("Relu", ["in"], ["x"]),
+        node("Mul", ["x", "s"], ["xs"]),
+        node("Add", ["xs", "t"], ["u"]),
+        node("Conv", ["u", "d", "b"], ["v"], group=4, pads=[2, 2, 2, 2], strides=[2, 2]),
+        node("Mul", ["v", "k"], ["vk"]),
+        node("Add", ["vk", "l"], ["y"]),
+        node("Conv", ["u", "p"], ["z"]),
+    ]
+    proto = model(nodes, {"in": [1, 4, 6, 5]}, ["y", "z"], constants, dtype=np.float64)
+    result = fuse(proto)
+    assert ops(result.model) == "Relu Add Conv Conv"
+    assert_same(proto, result)
