@@ -36,40 +36,44 @@ class Spread:
         self._groups = groups
         self._partial = partial
         self._cost = cost
+        self._parts: dict[tuple[str, int], Part | None] = {}
 
     def rewrites(self, position: int) -> Iterator[Rewrite]:
-        """What a scale may become with all that it is spread over: nothing, or one sum or Concat."""
-        groups = self._groups
-        output = groups.scope.nodes[position].output[0]
+        """What a scale may become with all that it is spread over: sums or Concats, if any."""
+        output = self._groups.scope.nodes[position].output[0]
         if self._scales(position) and not (self._is_inside(output) and self._scales(self._user(output))):
-            part = self._scaled(position, _DEPTH, whole=False)
-            if isinstance(part, Rewrite):
-                yield part
+            yield from self._scaled(position, _DEPTH)
 
-    def _part(self, tensor: str, depth: int, *, whole: bool = True) -> Part | None:
-        """The cheapest way to compute a tensor by weights alone, and not as one Conv unless `whole`, if any."""
-        found: list[Part] = list(self._wholes(tensor)) if whole else []
-        position = self._groups.scope.producer(tensor)
-        if position is not None and depth and self._is_inside(tensor):
-            if self._scales(position):
-                scaled = self._scaled(position, depth, whole=whole)
-                found += [scaled] if scaled else []
-            elif position in self._groups.joins:
-                found += self._sums(position, depth)
-            elif position in self._groups.stacks:
-                parts = [self._part(name, depth - 1) for name in self._groups.stacks[position]]
-                if known := _all(parts):
-                    found.append(Rewrite(known, position))
-        return min(found, key=self._cost, default=None)
-
-    def _scaled(self, position: int, depth: int, *, whole: bool) -> Part | None:
-        inner = self._part(self._groups.lifted[position].source, depth - 1, whole=whole)
-        return inner and self._pushed(inner, Behind(position))
+    def _part(self, tensor: str, depth: int) -> Part | None:
+        """The cheapest way to compute a tensor by weights alone, if any."""
+        if (tensor, depth) not in self._parts:
+            found = [*self._wholes(tensor), *self._apart(tensor, depth)]
+            self._parts[tensor, depth] = min(found, key=self._cost, default=None)
+        return self._parts[tensor, depth]
 
     def _wholes(self, tensor: str) -> Iterator[Merge]:
         for source, form in self._groups.forms(tensor).items():
             if form.is_weighted:
                 yield Merge(source, (Operand(tensor, 1),), form.window)
+
+    def _apart(self, tensor: str, depth: int) -> Iterator[Rewrite]:
+        """The ways to compute what one op uses by several weights."""
+        position = self._groups.scope.producer(tensor)
+        if position is None or not depth or not self._is_inside(tensor):
+            return
+        if self._scales(position):
+            yield from self._scaled(position, depth)
+        elif position in self._groups.joins:
+            yield from self._sums(position, depth)
+        elif position in self._groups.stacks:
+            parts = [self._part(name, depth - 1) for name in self._groups.stacks[position]]
+            if known := _all(parts):
+                yield Rewrite(known, position)
+
+    def _scaled(self, position: int, depth: int) -> Iterator[Rewrite]:
+        for inner in self._apart(self._groups.lifted[position].source, depth - 1):
+            if isinstance(scaled := self._pushed(inner, Behind(position)), Rewrite):
+                yield scaled
 
     def _sums(self, position: int, depth: int) -> Iterator[Rewrite]:
         operands, _ = self._groups.flattened(position)
@@ -80,7 +84,6 @@ class Spread:
             known = _all(parts)
             if known and len({_place(_first(part).window) for part in known}) == 1:
                 yield Rewrite(known)
-                break
 
     def _signed(self, operand: Operand, depth: int) -> Part | None:
         part = self._part(operand.tensor, depth - 1)

@@ -83,6 +83,7 @@ SUMS: dict[str, Build] = {
     "depthwise": lambda n: n.bn(n.add(n.conv(n.x, group=4), n.conv(y(n), 5, group=4))),
     "identity-between": lambda n: n.bn(n.node("Identity", two(n))),
     "with-an-output-behind": lambda n: relu(n, n.bn(two(n))),
+    "all-in-one-node": lambda n: n.bn(n.node("Sum", n.conv(n.x), n.conv(y(n)), n.conv(n.x, 1))),
 }
 
 
@@ -91,6 +92,15 @@ SUMS: dict[str, Build] = {
 def test_behind_a_sum(build: Build, constants: str) -> None:
     net = Net(constants=constants)
     assert spread(net.model(build(net))).removesuffix(" Relu") == "Conv Conv Add"
+
+
+def test_behind_a_sum_of_branches_that_all_begin_with_a_conv() -> None:
+    """Each of them may take that Conv over, which then goes: one alone would gain nothing."""
+    net = Net(1, (9,))
+    first = net.conv(net.x, 1, (1, 2), bias=False)
+    deep = net.conv(first, 4, (2, 2), group=2, bias=False, pads=[2, 1])
+    branches = [net.conv(deep, 3, (2, 2)), *(net.conv(first, 1, (2, 2)) for _ in range(2))]
+    assert spread(net.model(net.scale("Mul", net.node("Sum", *branches)))) == "Conv Conv Conv Add"
 
 
 CONCATS: dict[str, tuple[Build, str]] = {
