@@ -47,7 +47,7 @@ class Spread:
     def _part(self, tensor: str, depth: int) -> Part | None:
         """The cheapest way to compute a tensor by weights alone, if any."""
         if (tensor, depth) not in self._parts:
-            found = [*self._wholes(tensor), *self._apart(tensor, depth)]
+            found: list[Part] = [*self._wholes(tensor), *self._apart(tensor, depth)]
             self._parts[tensor, depth] = min(found, key=self._cost, default=None)
         return self._parts[tensor, depth]
 
