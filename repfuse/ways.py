@@ -247,8 +247,8 @@ class Ways:
 
     def _cost_now(self, position: int) -> float:
         groups, channels = self._groups, self._widths.get(position, 1)
-        if position in groups.joins:
-            return cost.pointwise(channels, len(groups.joins[position]))
+        if position in groups.joins:  # runtimes take a Sum two by two
+            return (len(groups.joins[position]) - 1) * cost.pointwise(channels, 2)
         if position in groups.carries:
             return _carry_cost(groups.carries[position], channels)
         if position in groups.stacks or position in groups.splits:

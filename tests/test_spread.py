@@ -94,6 +94,12 @@ def test_behind_a_sum(build: Build, constants: str) -> None:
     assert spread(net.model(build(net))).removesuffix(" Relu") == "Conv Conv Add"
 
 
+def test_behind_a_sum_of_many_sources_in_one_node() -> None:
+    net = Net()
+    joined = net.node("Sum", *(net.conv(source, 1) for source in (net.x, y(net), relu(net, net.x))))
+    assert spread(net.model(net.bn(joined))) == "Relu Conv Conv Conv Add Add"
+
+
 def test_behind_a_sum_of_branches_that_all_begin_with_a_conv() -> None:
     """Each of them may take that Conv over, which then goes: one alone would gain nothing."""
     net = Net(1, (9,))
