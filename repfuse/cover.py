@@ -21,7 +21,10 @@ _ROUNDS = 8
 """How often all choices are looked at again, at most."""
 
 _REACH = 200
-"""How many tensors a single change may touch; what reaches farther is not tried. It bounds the work."""
+"""How many tensors a single change may touch, and how many are looked at for each Conv that a way has.
+
+What reaches farther is not tried. It bounds the work.
+"""
 
 _MOST_USERS = 16
 """A tensor that more others could use is not tried to be made superfluous."""
@@ -102,9 +105,7 @@ class Cover:
         stay = {need for need, _ in way.needs}
         found, lost = 0, dict[int, int]()
         pending, looked_at = [tensor], 0
-        while (
-            pending and looked_at < _REACH
-        ):  # a join may have more operands than that, so those do not count
+        while pending and looked_at < _REACH * max(1, way.convs):
             looked_at += 1
             now = self._ways[pending.pop()][0]
             found += now.convs

@@ -94,7 +94,7 @@ def _written(scope: Scope, position: int, x: str, nodes: frozenset[int], patch: 
     output = scope.nodes[position].output[0]
     name = patch.fresh(f"{scope.nodes[position].name or output}/hard_swish")
     node = helper.make_node(NAME, [x], [output], name=name)
-    take_over_metadata(node, [scope.nodes[each] for each in sorted(nodes)])
+    take_over_metadata([node], [scope.nodes[each] for each in sorted(nodes)])
     patch.replace(scope, position, [node])
     return Edit(
         pattern=NAME,

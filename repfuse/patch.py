@@ -49,13 +49,14 @@ class Patch:
         self._spill = spill
         self._changes = {id(scope): _Changes() for scope in scopes}
         self._names = {name for scope in scopes for name in scope.names}
+        self._numbers: dict[str, int] = {}
 
     def fresh(self, stem: str) -> str:
         """A name that nothing in the model has, made from `stem`."""
-        name, number = stem, 1
+        name = stem
         while name in self._names:
-            number += 1
-            name = f"{stem}_{number}"
+            self._numbers[stem] = self._numbers.get(stem, 1) + 1
+            name = f"{stem}_{self._numbers[stem]}"
         self._names.add(name)
         return name
 

@@ -21,7 +21,7 @@ from repfuse.settle import Refused
 from repfuse.window import Layout, Refusal, Window
 
 FUSED_FROM = "repfuse.fused_from"
-"""The metadata key under which a new node names the nodes that it replaced, as a JSON list."""
+"""The metadata key under which the last new node of a group names the nodes that were replaced, as a JSON list."""
 
 _GROWN = ", with floats in place of quantized weights"
 _STAYS = ", behind a shift that stays, since the border is padded with zeros after it"
@@ -55,8 +55,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         return Refused(remark, candidate.merges[0])
     nodes = _nodes(groups, candidate, derived, patch)
     replaced = [scope.nodes[position] for position in sorted(candidate.replaced)]
-    for node in nodes:
-        take_over_metadata(node, replaced)
+    take_over_metadata(nodes, replaced)
     patch.replace(scope, candidate.root, nodes)
     return Edit(
         pattern=pattern,
@@ -248,12 +247,18 @@ def _geometry(window: Window) -> dict[str, int | Sequence[int]]:
     }
 
 
-def take_over_metadata(node: NodeProto, replaced: Sequence[Node]) -> None:
-    """Give a new node what the exporter wrote on those that it replaces; the last of them has the last word."""
+def take_over_metadata(nodes: Sequence[NodeProto], replaced: Sequence[Node]) -> None:
+    """Give new nodes what the exporter wrote on those that they replace; the last of them has the last word.
+
+    The last new node names all that were replaced: on each of many, the names would be longer than the model.
+    """
     entries = {entry.key: entry.value for old in replaced for entry in old.proto.metadata_props}
-    entries[FUSED_FROM] = json.dumps([old.name or old.output[0] for old in replaced])
-    for key, value in entries.items():
-        node.metadata_props.add(key=key, value=value)
+    entries.pop(FUSED_FROM, None)
+    for node in nodes:
+        for key, value in entries.items():
+            node.metadata_props.add(key=key, value=value)
+    names = json.dumps([old.name or old.output[0] for old in replaced])
+    nodes[-1].metadata_props.add(key=FUSED_FROM, value=names)
 
 
 def _unfit_conv(groups: Groups, candidate: Candidate) -> str:

@@ -76,6 +76,16 @@ def test_a_new_node_tells_what_it_was_made_from() -> None:
     assert entries["namespace"] == f"module/{replaced[-1]}"
 
 
+def test_the_last_of_several_new_nodes_names_what_they_were_made_from() -> None:
+    net = Net()
+    total = net.add(net.repvgg(net.x), net.node("Relu", net.x))
+    *_, conv, add = fuse(net.model(total)).model.graph.node
+    assert (conv.op_type, add.op_type) == ("Conv", "Add")
+    assert [entry.key for entry in conv.metadata_props] == []
+    (entry,) = add.metadata_props
+    assert (entry.key, json.loads(entry.value)[-1]) == (FUSED_FROM, total)
+
+
 def test_training_information_still_refers_to_what_is_there() -> None:
     net = Net()
     model = net.model(net.repvgg(net.x))
