@@ -1,13 +1,15 @@
-"""Why a join was left alone: one remark for each, which names the node that stands in the way."""
+"""Why a sum or Concat was left alone: one remark for each, which names the node that stands in the way."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from repfuse.choose import Candidate
 from repfuse.groups import WEIGHTED, Groups, Operand
-from repfuse.merges import Merge, Rewrite
+from repfuse.merges import Merge, Part, Rewrite
 from repfuse.remarks import Outcome, Remark
 from repfuse.savings import Savings
 from repfuse.sequences import OF_NO_PATTERN, Reason, left, outside_user
@@ -28,8 +30,8 @@ def refusals(
 ) -> list[Remark]:
     """A remark for each join that stays, for each linear sequence that does, and for each node that makes no sense.
 
-    A join is refused if its operands share a source in some way, with a weight on the way. One of which only some
-    operands were merged has a remark, too, if another operand follows from their source.
+    A sum is refused if its operands share a source in some way, with a weight on the way. A sum or Concat of which
+    something is left behind the Convs has a remark, too.
 
     Args:
         groups: The graph.
@@ -41,8 +43,7 @@ def refusals(
     gone = {position for candidate in chosen for position in candidate.replaced}
     found = [
         *_invalid(groups),
-        *_partial_joins(groups, made, fits, savings),
-        *_joins(groups, gone, fits, savings),
+        *_joins(groups, made, gone, fits, savings),
         *left(groups, made, gone, fits, savings),
     ]
     return [remark for _, remark in sorted(found, key=lambda each: (not each[1].invalid, each[0]))]
@@ -60,56 +61,78 @@ def _invalid(groups: Groups) -> Found:
             yield at, Remark(Outcome.REFUSED, name(at), message, name(at), groups.scope.label, invalid=True)
 
 
-def _partial_joins(
-    groups: Groups, made: Sequence[Candidate], fits: Callable[[Merge], bool], savings: Savings
+def _joins(
+    groups: Groups,
+    made: Sequence[Candidate],
+    gone: Collection[int],
+    fits: Callable[[Merge], bool],
+    savings: Savings,
 ) -> Found:
+    for position, whole in _wholes(groups, made, gone):
+        told = _judged(groups, whole, fits)
+        outcome = Outcome.REFUSED if told.is_group and whole.stack is None else Outcome.KEPT
+        sentence, blocker = told.reason
+        if whole.merges:
+            sentence = f"merged in part only: {sentence}"
+        saving = savings.of(position, told.instead) if told.instead else None
+        yield (
+            position,
+            Remark(
+                outcome, groups.scope.name(position), sentence, blocker, groups.scope.label, saving=saving
+            ),
+        )
+
+
+def _wholes(
+    groups: Groups, made: Sequence[Candidate], gone: Collection[int]
+) -> Iterator[tuple[int, Rewrite]]:
+    """The sums and Concats that are there after fusing, each with its last node; not those inside others."""
     for candidate in made:
-        root = candidate.root
-        if not candidate.rest or root not in groups.joins:
-            continue
-        if reason := _left_out(groups, candidate):
-            yield root, _remark(groups, Outcome.REFUSED, root, reason)
-        for merge in candidate.merges:
-            others = [each for each in candidate.rest if merge.source in groups.forms(each.tensor)]
-            if others:
-                operands = [*merge.terms, *others]
-                (sentence, blocker), whole = _why_not_merged(groups, merge.source, operands, fits)
-                rest = [part for part in candidate.rewrite.parts if part not in (merge, *others)]
-                saving = savings.of(root, Rewrite((whole, *rest))) if whole else None
-                reason = f"merged in part only: {sentence}", blocker
-                yield root, _remark(groups, Outcome.KEPT, root, reason, saving)
-
-
-def _joins(groups: Groups, gone: set[int], fits: Callable[[Merge], bool], savings: Savings) -> Found:
+        if len(candidate.rewrite.parts) > 1:
+            yield candidate.root, candidate.rewrite
     inside = set(gone)
     for position in sorted(groups.joins.keys() - gone, reverse=True):
-        if position in inside:
-            continue
-        operands, joins = groups.flattened(position)
-        inside.update(joins)
-        shared = _shared_source(groups, operands)
-        if shared:
-            reason, merge = _why_not_merged(groups, *shared, fits)
-            rest = [operand for operand in operands if operand not in shared[1]]
-            saving = savings.of(position, Rewrite((merge, *rest))) if merge else None
-            yield position, _remark(groups, Outcome.REFUSED, position, reason, saving)
-        elif blocked := _obstacle(groups, operands, of=operands):
-            yield position, _remark(groups, Outcome.REFUSED, position, blocked)
-        else:
-            yield position, _remark(groups, Outcome.KEPT, position, _apart(groups, operands))
+        if position not in inside:
+            operands, joins = groups.flattened(position)
+            inside.update(joins)
+            yield position, Rewrite(operands)
+    for position in groups.stacks.keys() - gone:
+        yield position, Rewrite(tuple(Operand(name, 1) for name in groups.stacks[position]), position)
 
 
-def _remark(
-    groups: Groups, outcome: Outcome, position: int, reason: Reason, saving: float | None = None
-) -> Remark:
-    return Remark(outcome, groups.scope.name(position), *reason, groups.scope.label, saving=saving)
+class _Told(NamedTuple):
+    """Why the parts of a sum or Concat are not one Conv.
+
+    Attributes:
+        reason: The sentence.
+        is_group: Whether there are branches of one source among them that are no part of any Conv.
+        instead: What might be there instead; None if there is nothing to compare with.
+    """
+
+    reason: Reason
+    is_group: bool
+    instead: Rewrite | None = None
 
 
-def _left_out(groups: Groups, candidate: Candidate) -> Reason | None:
-    """Why an operand that follows from the source of merged ones was not merged with them."""
-    merged = [term for merge in candidate.merges for term in merge.terms]
-    reason = _obstacle(groups, [*candidate.rest, merged[0]], of=candidate.rest)
-    return (f"merged in part only: {reason[0]}", reason[1]) if reason else None
+def _judged(groups: Groups, whole: Rewrite, fits: Callable[[Merge], bool]) -> _Told:
+    parts = [_operands(part) for part in whole.parts]
+    if shared := _shared_source(groups, parts, side_by_side=whole.stack is not None):
+        source, numbers = shared
+        mine = [operand for number in numbers for operand in parts[number]]
+        reason, merge = _why_not_merged(groups, source, mine, fits, stacked=whole.stack is not None)
+        rest = [part for number, part in enumerate(whole.parts) if number not in numbers]
+        return _Told(reason, not whole.merges, Rewrite((merge, *rest), whole.stack) if merge else None)
+    firsts = [part[0] for part in parts]
+    if blocked := _obstacle(groups, firsts, of=whole.rest or firsts):
+        return _Told(blocked, True)
+    return _Told(_apart(groups, [operand for part in parts for operand in part]), False)
+
+
+def _operands(part: Part) -> tuple[Operand, ...]:
+    """What a part adds up, or puts one behind the other."""
+    if isinstance(part, Rewrite):
+        return tuple(operand for each in part.parts for operand in _operands(each))
+    return part.terms if isinstance(part, Merge) else (part,)
 
 
 def _apart(groups: Groups, operands: Sequence[Operand]) -> Reason:
@@ -125,31 +148,44 @@ def _apart(groups: Groups, operands: Sequence[Operand]) -> Reason:
     return f"its operands follow from different tensors, those of {listed}", blocker
 
 
-def _shared_source(groups: Groups, operands: Sequence[Operand]) -> tuple[str, list[Operand]] | None:
-    """The first source from which several operands follow linearly, one of them through a weight."""
-    shared: dict[str, list[Operand]] = {}
-    for operand in operands:
-        for source in groups.forms(operand.tensor):
-            shared.setdefault(source, []).append(operand)
-    for source, mine in shared.items():
-        if len(mine) > 1 and any(groups.forms(operand.tensor)[source].is_weighted for operand in mine):
+def _shared_source(
+    groups: Groups, parts: Sequence[Sequence[Operand]], *, side_by_side: bool
+) -> tuple[str, list[int]] | None:
+    """The first source from which several parts follow linearly, one through a weight; and which parts."""
+    shared: dict[str, list[int]] = {}
+    for number, part in enumerate(parts):
+        first, *others = (groups.forms(operand.tensor) for operand in part)
+        for source in first:
+            if all(source in each for each in others):
+                shared.setdefault(source, []).append(number)
+    for source, numbers in shared.items():
+        mine = _longest_run(numbers) if side_by_side else numbers
+        forms = [groups.forms(operand.tensor)[source] for number in mine for operand in parts[number]]
+        if len(mine) > 1 and any(form.is_weighted for form in forms):
             return source, mine
     return None
 
 
+def _longest_run(numbers: Sequence[int]) -> list[int]:
+    """Those that follow on one another."""
+    runs = itertools.groupby(enumerate(numbers), key=lambda each: each[1] - each[0])
+    return max(([number for _, number in run] for _, run in runs), key=len)
+
+
 def _why_not_merged(
-    groups: Groups, source: str, operands: Sequence[Operand], fits: Callable[[Merge], bool]
+    groups: Groups, source: str, operands: Sequence[Operand], fits: Callable[[Merge], bool], *, stacked: bool
 ) -> tuple[Reason, Merge | None]:
     """Why branches of one source stay, and the merge of them if there is one."""
     windows = [groups.forms(operand.tensor)[source].window for operand in operands]
-    total = groups.sum(windows, source)
+    total = (groups.stack if stacked else groups.sum)(windows, source)
     if isinstance(total, Refusal):
         return (f"cannot be merged: {total.reason}", ""), None
-    merge = Merge(source, tuple(operands), total)
+    merge = Merge(source, tuple(operands), total, stacked=stacked)
     if not fits(merge):
         return (OF_NO_PATTERN, ""), merge
+    inside = groups.stacks if stacked else groups.joins
     for operand in operands:
-        if operand.tensor != source and (reason := outside_user(groups, operand.tensor, groups.joins)):
+        if operand.tensor != source and (reason := outside_user(groups, operand.tensor, inside)):
             return reason, merge
     taps = " + ".join(str(each.taps) for each in windows)
     return (f"would not pay: {taps} taps would become {total.taps}, group {total.group}", ""), merge

@@ -62,7 +62,9 @@ class _Link(NamedTuple):
         window: Its geometry; None for an op that carries channels.
         computes: Whether it does more than move elements.
         weighted: Whether it is a Conv or the like.
-        made: Whether it is the Conv in place of what was fused.
+        inside: The nodes that it stands for.
+        made: Whether it is a Conv in place of what was fused.
+        part: That Conv, if it is one of several parts of what became of the node.
     """
 
     position: int
@@ -70,7 +72,9 @@ class _Link(NamedTuple):
     window: Window | None
     computes: bool
     weighted: bool
+    inside: Collection[int]
     made: bool = False
+    part: Merge | None = None
 
 
 def left(
@@ -92,28 +96,40 @@ def left(
         fits: As for `repfuse.explain.refusals`.
         savings: What merging would save.
     """
-    links = _Links(groups, made, gone)
-    for row in links.rows():
-        told = _Sequence(groups, links.between(row), fits, savings).remark()
+    made_at = {candidate.root: candidate for candidate in made}
+    for row in _Links(groups, made_at, gone).rows():
+        end = row[-1]
+        part = end.part or Merge(end.source, (Operand(groups.output(end.position), 1),), IDENTITY)
+        whole = made_at[end.position].rewrite if end.part else Rewrite((part,))
+        told = _Sequence(groups, row, part, whole, fits, savings).remark()
         if told:
-            yield row[1], told
+            yield end.position, told
 
 
 class _Links:
     """The nodes of a graph, after fusing, that act on one tensor and are linear."""
 
-    def __init__(self, groups: Groups, made: Sequence[Candidate], gone: Collection[int]) -> None:
+    def __init__(self, groups: Groups, made: Mapping[int, Candidate], gone: Collection[int]) -> None:
         self._groups = groups
-        self._made = {candidate.root: candidate for candidate in made}
+        self._made = made
         self._gone = gone
 
-    def rows(self) -> list[tuple[int, int]]:
-        """Where each sequence begins and ends: positions of nodes that compute something."""
+    def rows(self) -> list[list[_Link]]:
+        """The sequences, each from the first node that computes something to the last one."""
         last: dict[str, _Link | None] = {}
         before: dict[int, _Link | None] = {}
         begins: dict[int, int] = {}
+        parts: list[tuple[int, _Link]] = []
         moves: dict[str, int] = {}
+
+        def begin(earlier: _Link) -> int:
+            start = begins.pop(earlier.position, None)
+            return self._weighted(earlier, before) if start is None else start
+
         for position, node in enumerate(self._groups.scope.nodes):
+            for part in self._parts(position):
+                if earlier := last.get(part.source):
+                    parts.append((begin(earlier), part))
             for name in node.output:
                 link = self.link(name) if name else None
                 if link is None:
@@ -127,9 +143,9 @@ class _Links:
                     continue
                 earlier = before[position] = last.get(link.source)
                 if earlier:
-                    start = begins.pop(earlier.position, None)
-                    begins[position] = self._weighted(earlier, before) if start is None else start
-        return [(start, end) for end, start in begins.items()]
+                    begins[position] = begin(earlier)
+        rows = [self._between(start, self._groups.output(end)) for end, start in begins.items()]
+        return rows + [[*self._between(start, part.source), part] for start, part in parts]
 
     def _weighted(self, link: _Link, before: Mapping[int, _Link | None]) -> int:
         """Where a sequence begins that parts from another one: with the last weight, if it is near."""
@@ -143,17 +159,24 @@ class _Links:
             link = earlier
         return start
 
-    def between(self, row: tuple[int, int]) -> list[_Link]:
-        """The nodes of a sequence, in order."""
-        start, end = row
+    def _between(self, start: int, tensor: str) -> list[_Link]:
+        """The nodes from one to that which computes a tensor, in order."""
         found: list[_Link] = []
-        name = self._groups.output(end)
         while not found or found[-1].position != start:
-            link = self.link(name)
+            link = self.link(tensor)
             assert link
             found.append(link)
-            name = link.source
+            tensor = link.source
         return found[::-1]
+
+    def _parts(self, position: int) -> Iterator[_Link]:
+        """The Convs of what became of a node, if that is a sum or Concat."""
+        candidate = self._made.get(position)
+        if candidate and len(candidate.rewrite.parts) > 1:
+            for merge in candidate.merges:
+                if not merge.path:
+                    inside = candidate.replaced
+                    yield _Link(position, merge.source, merge.window, True, True, inside, True, merge)
 
     def link(self, tensor: str) -> _Link | None:
         """What computes a tensor, if it acts on one other tensor."""
@@ -164,29 +187,38 @@ class _Links:
         candidate = self._made.get(position)
         if candidate and len(candidate.rewrite.parts) == 1 and not candidate.merges[0].path:
             (merge,) = candidate.merges
-            return _Link(position, merge.source, merge.window, True, True, made=True)
+            return _Link(position, merge.source, merge.window, True, True, candidate.replaced, made=True)
         if candidate or position in self._gone:
             return None
         if position in groups.carries:
-            return _Link(position, groups.carries[position].source, None, False, False)
+            return _Link(position, groups.carries[position].source, None, False, False, (position,))
         lifted = groups.op(tensor)
         if lifted is None:
             return None
         computes = any(op.kind not in _MOVES for op in lifted.ops)
-        return _Link(position, lifted.source, lifted.window, computes, bool(lifted.weight_type))
+        weighted = bool(lifted.weight_type)
+        return _Link(position, lifted.source, lifted.window, computes, weighted, (position,))
 
 
 class _Sequence:
     """Nodes in a row, and what they would be as one."""
 
     def __init__(
-        self, groups: Groups, links: Sequence[_Link], fits: Callable[[Merge], bool], savings: Savings
+        self,
+        groups: Groups,
+        links: Sequence[_Link],
+        part: Merge,
+        whole: Rewrite,
+        fits: Callable[[Merge], bool],
+        savings: Savings,
     ) -> None:
+        """`part`: what the last link computes; `whole`: what its node computes, of which that is a part."""
         self._groups = groups
         self._links = links
+        self._part = part
+        self._whole = whole
         self._fits = fits
         self._savings = savings
-        self._output = groups.output(links[-1].position)
 
     def remark(self) -> Remark | None:
         """Why the sequence stays; None if there is nothing to tell."""
@@ -196,7 +228,8 @@ class _Sequence:
         blocker = self._blocker()
         merge = self._merge(exactly=blocker is None)
         far = len(self._links) + _FAR
-        saving = self._savings.of(last, Rewrite((merge,)), far=far) if merge else None
+        instead = merge and self._whole.with_part(self._part, merge)
+        saving = self._savings.of(last, instead, far=far) if instead else None
         reason = blocker or (merge and self._why_not_chosen(merge, saving))
         if not reason:
             return None
@@ -225,11 +258,12 @@ class _Sequence:
     def _called(self, link: _Link) -> str:
         """What a sentence calls a node."""
         name = self._groups.scope.name(link.position)
-        return f"the Conv in place of {name}" if link.made else name
+        if link.made:
+            return f"{'a' if link.part else 'the'} Conv in place of {name}"
+        return name
 
     def _merge(self, *, exactly: bool) -> Merge | None:
         """The Conv that the sequence would be; if not `exactly`, one of its extents; None if there is none."""
-        source, terms = self._links[0].source, (Operand(self._output, 1),)
         if any(link.window is None for link in self._links):
             return self._carried() if exactly else None
         total = IDENTITY
@@ -239,16 +273,16 @@ class _Sequence:
             if isinstance(composed, Refusal):
                 return None
             total = composed
-        return Merge(source, terms, total)
+        return replace(self._part, source=self._links[0].source, window=total)
 
     def _carried(self) -> Merge | None:
         """The Conv before or behind ops that carry channels, if there may be one."""
-        source = self._links[0].source
-        way = self._groups.carried(self._output).get(source)
+        source, (output, *others) = self._links[0].source, self._part.terms
+        way = None if others else self._groups.carried(output.tensor).get(source)
         if way is None or not way.choices:
             return None
         geometry, behind = way.choices[0]
-        return Merge(source, (Operand(self._output, 1),), geometry, way.path, behind)
+        return replace(self._part, source=source, window=geometry, path=way.path, behind=behind)
 
     def _why_not_chosen(self, merge: Merge, saving: float | None) -> Reason | None:
         """Why one Conv was not made where there could be one."""
@@ -270,7 +304,7 @@ class _Sequence:
         """Who needs a tensor between the nodes."""
         for link, following in zip(self._links, self._links[1:], strict=False):
             for tensor in self._groups.scope.nodes[link.position].output:
-                if reason := outside_user(self._groups, tensor, {following.position}):
+                if reason := outside_user(self._groups, tensor, following.inside):
                     return reason
         return None
 
