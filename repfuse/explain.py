@@ -71,16 +71,12 @@ def _joins(
     for position, whole in _wholes(groups, made, gone):
         told = _judged(groups, whole, fits)
         outcome = Outcome.REFUSED if told.is_group and whole.stack is None else Outcome.KEPT
-        sentence, blocker = told.reason
+        reason = told.reason
         if whole.merges:
-            sentence = f"merged in part only: {sentence}"
+            reason = f"merged in part only: {reason[0]}", reason[1]
         saving = savings.of(position, told.instead) if told.instead else None
-        yield (
-            position,
-            Remark(
-                outcome, groups.scope.name(position), sentence, blocker, groups.scope.label, saving=saving
-            ),
-        )
+        name, graph = groups.scope.name(position), groups.scope.label
+        yield position, Remark(outcome, name, *reason, graph, saving=saving)
 
 
 def _wholes(
@@ -125,7 +121,7 @@ def _judged(groups: Groups, whole: Rewrite, fits: Callable[[Merge], bool]) -> _T
     firsts = [part[0] for part in parts]
     if blocked := _obstacle(groups, firsts, of=whole.rest or firsts):
         return _Told(blocked, True)
-    return _Told(_apart(groups, [operand for part in parts for operand in part]), False)
+    return _Told(_apart(groups, [end for part in whole.parts for end in _ends(groups, part)]), False)
 
 
 def _operands(part: Part) -> tuple[Operand, ...]:
@@ -135,12 +131,18 @@ def _operands(part: Part) -> tuple[Operand, ...]:
     return part.terms if isinstance(part, Merge) else (part,)
 
 
-def _apart(groups: Groups, operands: Sequence[Operand]) -> Reason:
+def _ends(groups: Groups, part: Part) -> list[str]:
+    """What a part acts on, as far back as it is linear."""
+    if isinstance(part, Rewrite):
+        return [end for each in part.parts for end in _ends(groups, each)]
+    return [part.source if isinstance(part, Merge) else list(groups.forms(part.tensor))[-1]]
+
+
+def _apart(groups: Groups, ends: Sequence[str]) -> Reason:
     """Why the operands of a join are no group: where each of them ends to be linear."""
-    ends = dict.fromkeys(list(groups.forms(operand.tensor))[-1] for operand in operands)
-    if len(ends) == 1:
-        return f"has no weight on the way from '{next(iter(ends))}', from which all its operands follow", ""
     makers = {end: groups.scope.producer(end) for end in ends}
+    if len(makers) == 1:
+        return f"has no weight on the way from '{ends[0]}', from which all its operands follow", ""
     names = {end: f"'{end}'" if at is None else groups.scope.name(at) for end, at in makers.items()}
     blocker = next((names[end] for end, at in makers.items() if at is not None), "")
     listed = ", ".join(list(names.values())[:_NAMED])

@@ -187,6 +187,55 @@ ROWS = (
         None,
     ),
     Row(
+        "what is left of a sum",
+        lambda n, x: (n.add(n.conv(x), n.conv(x, 1), n.node("Relu", n.input("z", 16, (7, 6)))),),
+        "Relu",
+        "^merged in part only: its operands follow from different tensors, those of 'x', Relu 'relu_3'$",
+        None,
+    ),
+    Row(
+        "what is left of a sum before a scale",
+        lambda n, x: (n.bn(n.add(n.conv(x), n.conv(n.input("z", 16, (7, 6))))),),
+        "",
+        "^merged in part only: its operands follow from different tensors, those of 'x', 'z'$",
+        None,
+    ),
+    Row(
+        "a Concat of two inputs' Convs",
+        lambda n, x: (n.node("Concat", n.conv(x), n.conv(n.input("z", 16, (7, 6))), axis=1),),
+        "",
+        "^its operands follow from different tensors, those of 'x', 'z'$",
+        None,
+    ),
+    Row(
+        "a Concat of a 1x1 and a depthwise Conv",
+        lambda n, x: (n.node("Concat", n.conv(x, 1), n.node("Relu", x), n.conv(x, 1), depthwise(n, x, 7), axis=1),),
+        "",
+        "^would not pay: 1 \\+ 49 taps would become 49, group 1$",
+        (-20, -5),
+    ),
+    Row(
+        "a Concat of Convs of different strides",
+        lambda n, x: (n.node("Concat", n.conv(x, stride=2), n.conv(x, 6, pads=[1] * 4), axis=1),),
+        "",
+        "^cannot be merged: its branches have strides",
+        None,
+    ),
+    Row(
+        "a Concat of a Conv and what an activation ends",
+        lambda n, x: (n.node("Concat", n.conv(x), n.conv(n.node("Relu", x)), axis=1),),
+        "Relu",
+        "^Relu 'relu_2' is not linear; it stands between a branch and the join$",
+        None,
+    ),
+    Row(
+        "a Concat of a tensor and another one's Conv, of which some are stacked",
+        lambda n, x: (n.node("Concat", n.conv(x), n.conv(x), n.conv(n.input("z", 16, (7, 6))), axis=1),),
+        "",
+        "^merged in part only: its operands follow from different tensors, those of 'x', 'z'$",
+        None,
+    ),
+    Row(
         "a sum without a weight",
         lambda n, x: (n.node("Relu", n.add(n.scale("Mul", x), x)), n.conv(x)),
         "",
@@ -217,6 +266,22 @@ def test_a_sequence_lists_its_nodes() -> None:
     (remark,) = kept(fuse(net.model(pointwise(net, depthwise(net, net.x), 16, 16))))
     assert remark.nodes == ("Conv 'conv_1'", "Conv 'conv_2'")
     assert remark.node == "Conv 'conv_2'"
+
+
+def test_what_stands_before_the_convs_of_a_sum() -> None:
+    """Of a sum there is a Conv for each source; each may end a sequence."""
+    net = Net(16)
+    first, other = net.conv(net.x), net.input("z", 16, (7, 6))
+    total = net.add(net.conv(first), net.conv(first, 1), net.conv(other, 1, bias=False))
+    part, sequence = kept(prove(net.model(total)))
+    assert part.message.endswith("follow from different tensors, those of Conv 'conv_1', 'z'")
+    assert sequence.nodes == ("Conv 'conv_1'", "Add 'add_6'")
+    assert sequence.message == (
+        "follows Conv 'conv_1' linearly: a Conv in place of Add 'add_6' pads with zeros "
+        "what an op before it computes from across the border"
+    )
+    assert sequence.saving is not None
+    assert -1 < sequence.saving < 0
 
 
 def test_sequences_that_part_are_told_of_from_where_they_part() -> None:
