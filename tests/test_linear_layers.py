@@ -320,6 +320,41 @@ def test_a_matmul_among_scales_and_shifts_is_one_affine_map(data: st.DataObject)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * max(1, np.abs(expected).max()))
 
 
+@given(st.data())
+def test_gemms_of_any_kind_are_one_affine_map(data: st.DataObject) -> None:
+    """Factors, transposed weights and whatever is broadcast as a bias; and a sum of two, in either order."""
+    nodes, constants, width = [], {}, C_IN
+    for number in range(2):
+        outputs = data.draw(st.integers(1, 4))
+        turned = data.draw(st.booleans())
+        weight = draw(outputs, width, seed=number) if turned else draw(width, outputs, seed=number)
+        forms = [None, (), (1,), (outputs,), (1, outputs)]
+        form = data.draw(st.sampled_from(forms))
+        factors = {name: data.draw(st.sampled_from([1.0, -0.5, 2.0])) for name in ("alpha", "beta")}
+        constants[f"w{number}"] = weight
+        if form is not None:
+            constants[f"c{number}"] = draw(*form, seed=number + 5)
+        operands = [
+            f"t{number}" if number else "x",
+            f"w{number}",
+            *([f"c{number}"] if form is not None else []),
+        ]
+        nodes.append(node("Gemm", operands, [f"t{number + 1}"], transB=int(turned), **factors))
+        width = outputs
+    constants["v"] = draw(C_IN, width, seed=9)
+    nodes.append(node("MatMul", ["x", "v"], ["u"]))
+    branches = data.draw(st.permutations(["t2", "u"]))
+    nodes.append(node(data.draw(st.sampled_from(["Add", "Sub", "Sum"])), branches, ["y"]))
+    proto = model(nodes, {"x": [5, C_IN]}, ["y"], constants, dtype=np.float64)
+    x = draw(5, C_IN, seed=99)
+    expected = run(proto, x)
+    result = fuse(proto)
+    assert [each.op_type for each in result.model.graph.node] == ["Gemm"]
+    np.testing.assert_allclose(
+        run(result.model, x), expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max())
+    )
+
+
 @pytest.mark.parametrize("rows", [2, 3])
 def test_a_bias_of_rows_is_refused_however_many_outputs_there_are(rows: int) -> None:
     """With as many rows as outputs, the number of its values does not tell."""

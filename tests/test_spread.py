@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, TensorProto
 from proof import prove
@@ -230,3 +232,34 @@ def test_weights_that_would_overflow_stay() -> None:
     result = fuse(net.model(net.node("Mul", joined, huge)))
     assert not result.changed
     assert "would overflow float16" in result.remarks[0].message
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_scale_goes_into_kernels_of_any_geometry(data: st.DataObject) -> None:
+    """Behind a sum, a difference or a Concat of Convs of two sources, in either order."""
+    rank, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+    net = Net(4, (6,) * rank)
+    operands = []
+    for source in (net.x, y(net)):
+        kernel = data.draw(st.tuples(*[st.integers(1, 3)] * rank))
+        dilation, group = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2, 4]))
+        reach = [dilation * (each - 1) for each in kernel]
+        begin = [data.draw(st.integers(0, each)) for each in reach]
+        pads = [*begin, *(each - before for each, before in zip(reach, begin, strict=True))]
+        options = {"dilation": dilation, "group": group, "stride": stride, "pads": pads}
+        operands.append(net.conv(source, kernel, bias=data.draw(st.booleans()), **options))
+    join = data.draw(st.sampled_from(["Add", "Sub", "Sum", "Concat"]))
+    attributes = {"axis": 1} if join == "Concat" else {}
+    joined = net.node(join, *data.draw(st.permutations(operands)), **attributes)
+    width = 8 if join == "Concat" else 4
+    scale = data.draw(st.sampled_from(["Mul", "Add", "Sub", "Div", "BatchNormalization", "Neg"]))
+    if scale == "BatchNormalization":
+        behind = net.bn(joined, width)
+    elif scale == "Neg":
+        behind = net.node("Neg", joined)
+    else:
+        shape = data.draw(st.sampled_from([(), (width, *[1] * rank)]))
+        behind = net.scale(scale, joined, *shape, first=scale != "Div" and data.draw(st.booleans()))
+    left = "Concat" if join == "Concat" else "Add"
+    assert sorted(spread(net.model(behind)).split()) == [left, "Conv", "Conv"]

@@ -143,7 +143,7 @@ def test_what_stays(nodes: list[onnx.NodeProto], monkeypatch: pytest.MonkeyPatch
 @given(st.data())
 def test_any_geometry_between_pointwise_ops(data: st.DataObject) -> None:
     """Axes, groups, strides, dilations, pads and what is appended."""
-    rank, group = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2]))
+    rank, group = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2]))
     extents, strides, dilations = (
         data.draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank)) for _ in range(3)
     )
