@@ -312,6 +312,9 @@ class Groups:
         lifted = self.lifted.get(producer) if producer is not None else None
         if lifted is None or lifted.weight_type or lifted.source not in found:
             return False
+        form = found[tensor]
+        if form.is_weighted and lifted.window.biased and not form.window.biased:  # padding may follow
+            return False
         return lifted.window.pointwise  # a crop or a pooling makes a kernel larger
 
     def _forms_of_join(self, position: int) -> dict[str, Form]:

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Array, draw, model, node, run
+from nets import Net
+from proof import counts, prove
 
 from repfuse import fuse
 
@@ -105,3 +107,10 @@ def test_an_identity_is_no_reason_to_rewrite_a_conv() -> None:
     nodes = [node("Conv", ["x", "w"], ["t"]), node("Identity", ["t"], ["u"]), node("Dropout", ["u"], ["y"])]
     proto = model(nodes, {"x": [1, 4, 7, 7]}, ["y"], {"w": SQUARE[:, :4]})
     assert fuse(proto).model == proto
+
+
+def test_a_shift_in_front_does_not_keep_apart_what_is_behind_it() -> None:
+    """The normalization goes into the first Conv, and the pooling, which is padded, into the second one only."""
+    net = Net(4)
+    grown = net.conv(net.conv_bn(net.x), 1, (4, 16), group=4, bias=False)
+    assert counts(prove(net.model(net.average(grown))).model) == {"Conv": 2}
