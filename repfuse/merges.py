@@ -7,7 +7,7 @@ makes it, `repfuse.derive` finds the numbers, `repfuse.rewrite` the nodes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from repfuse.groups import Operand
@@ -73,14 +73,6 @@ class Rewrite:
     def rest(self) -> tuple[Operand, ...]:
         """The operands that stay."""
         return tuple(part for part in self._leaves() if isinstance(part, Operand))
-
-    def with_part(self, part: Part, other: Part) -> Rewrite:
-        """The same with another part, or part of a part, in the place of one."""
-        parts = (
-            other if each is part else each.with_part(part, other) if isinstance(each, Rewrite) else each
-            for each in self.parts
-        )
-        return replace(self, parts=tuple(parts))
 
     def _leaves(self) -> Iterator[Merge | Operand]:
         for part in self.parts:

@@ -25,12 +25,13 @@ class Savings:
         self._ways = Ways(groups, lambda _: True)
         self._made = {candidate.root: candidate.rewrite for candidate in made}
 
-    def of(self, root: int, rewrite: Rewrite, *, far: int = FAR) -> float | None:
+    def of(self, root: int, rewrite: Rewrite, *, now: Rewrite | None = None, far: int = FAR) -> float | None:
         """What a rewrite would save if all that leads to it could go, as a share of what that costs.
 
         Args:
             root: The node whose output it would compute.
             rewrite: It may be inexact, or needed by others in between.
+            now: The part of what is there now whose place it would take; None for all that computes the root.
             far: How many nodes there may be.
 
         Returns:
@@ -39,10 +40,10 @@ class Savings:
         """
         if any(merge.window.taps > _ABSURD or merge.window.stride > _ABSURD for merge in rewrite.merges):
             return None
-        before = self._before(root, rewrite, far)
+        before = self._before(root, rewrite, self._ways.way(root, now) if now else self._now(root), far)
         return 1 - self._ways.way(root, rewrite).cost / before if before else None
 
-    def _before(self, root: int, rewrite: Rewrite, far: int) -> float | None:
+    def _before(self, root: int, rewrite: Rewrite, now: Way, far: int) -> float | None:
         """What the nodes cost that lead from the sources of a rewrite to its root, for each of its positions."""
         starts = [*(merge.source for merge in rewrite.merges), *(each.tensor for each in rewrite.rest)]
         seen = {self._scope.producer(tensor) for tensor in starts} | {root}
@@ -52,7 +53,7 @@ class Savings:
             visited += 1
             if visited > far:
                 return None
-            way = self._now(position)
+            way = now if position == root else self._now(position)
             total += ratio * way.cost
             for need, each in way.needs:
                 if need not in seen:

@@ -96,22 +96,18 @@ def left(
         fits: As for `repfuse.explain.refusals`.
         savings: What merging would save.
     """
-    made_at = {candidate.root: candidate for candidate in made}
-    for row in _Links(groups, made_at, gone).rows():
-        end = row[-1]
-        part = end.part or Merge(end.source, (Operand(groups.output(end.position), 1),), IDENTITY)
-        whole = made_at[end.position].rewrite if end.part else Rewrite((part,))
-        told = _Sequence(groups, row, part, whole, fits, savings).remark()
+    for row in _Links(groups, made, gone).rows():
+        told = _Sequence(groups, row, fits, savings).remark()
         if told:
-            yield end.position, told
+            yield row[-1].position, told
 
 
 class _Links:
     """The nodes of a graph, after fusing, that act on one tensor and are linear."""
 
-    def __init__(self, groups: Groups, made: Mapping[int, Candidate], gone: Collection[int]) -> None:
+    def __init__(self, groups: Groups, made: Sequence[Candidate], gone: Collection[int]) -> None:
         self._groups = groups
-        self._made = made
+        self._made = {candidate.root: candidate for candidate in made}
         self._gone = gone
 
     def rows(self) -> list[list[_Link]]:
@@ -204,21 +200,15 @@ class _Sequence:
     """Nodes in a row, and what they would be as one."""
 
     def __init__(
-        self,
-        groups: Groups,
-        links: Sequence[_Link],
-        part: Merge,
-        whole: Rewrite,
-        fits: Callable[[Merge], bool],
-        savings: Savings,
+        self, groups: Groups, links: Sequence[_Link], fits: Callable[[Merge], bool], savings: Savings
     ) -> None:
-        """`part`: what the last link computes; `whole`: what its node computes, of which that is a part."""
         self._groups = groups
         self._links = links
-        self._part = part
-        self._whole = whole
         self._fits = fits
         self._savings = savings
+        last = links[-1]
+        self._now = Rewrite((last.part,)) if last.part else None
+        self._end = last.part or Merge(last.source, (Operand(groups.output(last.position), 1),), IDENTITY)
 
     def remark(self) -> Remark | None:
         """Why the sequence stays; None if there is nothing to tell."""
@@ -228,8 +218,7 @@ class _Sequence:
         blocker = self._blocker()
         merge = self._merge(exactly=blocker is None)
         far = len(self._links) + _FAR
-        instead = merge and self._whole.with_part(self._part, merge)
-        saving = self._savings.of(last, instead, far=far) if instead else None
+        saving = self._savings.of(last, Rewrite((merge,)), now=self._now, far=far) if merge else None
         reason = blocker or (merge and self._why_not_chosen(merge, saving))
         if not reason:
             return None
@@ -273,16 +262,16 @@ class _Sequence:
             if isinstance(composed, Refusal):
                 return None
             total = composed
-        return replace(self._part, source=self._links[0].source, window=total)
+        return replace(self._end, source=self._links[0].source, window=total)
 
     def _carried(self) -> Merge | None:
         """The Conv before or behind ops that carry channels, if there may be one."""
-        source, (output, *others) = self._links[0].source, self._part.terms
+        source, (output, *others) = self._links[0].source, self._end.terms
         way = None if others else self._groups.carried(output.tensor).get(source)
         if way is None or not way.choices:
             return None
         geometry, behind = way.choices[0]
-        return replace(self._part, source=source, window=geometry, path=way.path, behind=behind)
+        return replace(self._end, source=source, window=geometry, path=way.path, behind=behind)
 
     def _why_not_chosen(self, merge: Merge, saving: float | None) -> Reason | None:
         """Why one Conv was not made where there could be one."""

@@ -126,6 +126,15 @@ def wide_and_scaled(count: int) -> ModelProto:
     return model_of([*lines, ("BatchNormalization", [total, *"vvvv"], "y")], CONSTANTS)
 
 
+def wide_behind_rows(count: int) -> ModelProto:
+    """A sum of many sources and a scale behind it, and before each of its Convs another one, which stays."""
+    lines, names = sources(count)
+    for name in names:
+        lines += [("Conv", [name, "k3"], f"a{name}"), ("Conv", [f"a{name}", "k3"], f"c{name}")]
+    lines.append(("Sum", [f"c{name}" for name in names], "s"))
+    return model_of([*lines, ("BatchNormalization", ["s", *"vvvv"], "y")], CONSTANTS)
+
+
 def scales_between(joins: int) -> ModelProto:
     """Sums of two sources with scales between them."""
     lines, names = sources(joins + 1)
@@ -207,6 +216,7 @@ def counted(model: ModelProto) -> tuple[int, FuseResult]:
         (wide, 0),
         (wide_in_pairs, 1),
         (wide_and_scaled, 1),
+        (wide_behind_rows, 1),
         (scales_between, 1),
         (rows, 0),
         (fan, 0),
