@@ -42,8 +42,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *wrong: Edit) -> None:
     original = rewrite.derive
     sources = {edit.source for edit in wrong}
 
-    def derive(groups: Any, merge: Any) -> Any:
-        found = original(groups, merge)
+    def derive(groups: Any, merge: Any, **how: Any) -> Any:
+        found = original(groups, merge, **how)
         if merge.source in sources:
             assert isinstance(found, Derived)
             return replace(found, weight=found.weight * np.float32(1.01))
