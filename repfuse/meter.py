@@ -26,6 +26,12 @@ from repfuse.interleave import Load
 from repfuse.ratios import Ratio
 from repfuse.staging import staged
 
+_Measured = tuple[float, float, float, float]
+"""The fields of a Ratio, as they are kept."""
+
+_ATTEMPTS = 4
+"""So often is measured at most what may lie on either side of a limit."""
+
 _FORMAT = 1
 """Of the file. Another format is not read."""
 
@@ -62,7 +68,13 @@ class Meter:
         return self._key(forms, backend) in self._known
 
     def compare(
-        self, forms: Sequence[Form], backend: Backend, feed: Callable[[], Feeds], *, seconds: float
+        self,
+        forms: Sequence[Form],
+        backend: Backend,
+        feed: Callable[[], Feeds],
+        *,
+        seconds: float,
+        limit: float | None = None,
     ) -> list[Ratio] | None:
         """How many times as long the first form takes as each of the others.
 
@@ -71,6 +83,8 @@ class Meter:
             backend: Where to run them.
             feed: Makes what to run them on.
             seconds: Time for the timed rounds. Loading comes on top.
+            limit: A ratio that matters. As long as some form may lie on either side of it, all are measured again,
+                a few times.
 
         Returns:
             A ratio for each form but the first: zero for one that the backend cannot run. None where it cannot run
@@ -83,7 +97,7 @@ class Meter:
                 "threads": self._threads,
                 "processor": self._processor,
                 "forms": [form.digest for form in forms],
-                "ratios": self._measure(forms, backend, feed(), seconds),
+                "ratios": self._measure(forms, backend, feed(), seconds, limit),
             }
             self.measured += 1
             self._save()
@@ -91,8 +105,8 @@ class Meter:
         return None if found is None else [Ratio(*each) for each in found]
 
     def _measure(
-        self, forms: Sequence[Form], backend: Backend, feed: Feeds, seconds: float
-    ) -> list[tuple[float, float, float, float]] | None:
+        self, forms: Sequence[Form], backend: Backend, feed: Feeds, seconds: float, limit: float | None
+    ) -> list[_Measured] | None:
         def run(some: Sequence[Form]) -> list[Load] | None:
             models = [file_or_bytes(form.model) for form in some]
             try:
@@ -100,9 +114,14 @@ class Meter:
             except (BackendError, CrashError):
                 return None
 
-        loads = run(forms)
+        loads: list[Load] = []
+        for _ in range(_ATTEMPTS):
+            loads += run(forms) or []
+            found = [_compared(loads, number) for number in range(1, len(forms))] if loads else []
+            if limit is None or not any(low < limit < high for _, low, high, _ in found):
+                break
         if loads:
-            return [_compared(loads, number) for number in range(1, len(forms))]
+            return found
         if not run(forms[:1]):
             return None
         pairs = [run((forms[0], form)) for form in forms[1:]]
@@ -125,7 +144,7 @@ class Meter:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
-def _compared(loads: Sequence[Load], number: int) -> tuple[float, float, float, float]:
+def _compared(loads: Sequence[Load], number: int) -> _Measured:
     ratio = ratios.compare([load.pairs(0, number) for load in loads])
     return ratio.value, ratio.low, ratio.high, ratio.confidence
 

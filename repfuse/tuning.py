@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 from repfuse import model_io
 from repfuse.backends import Array, Backend, ModelSource, backends_named
-from repfuse.decide import Ratios, bearable, best, decide, plans
+from repfuse.decide import NEVER_BELOW, Ratios, bearable, best, decide, plans
 from repfuse.extract import Source, digest, static, types_of
 from repfuse.feeds import make_inputs
 from repfuse.fusion import FuseResult, fuse_file, regions_of
@@ -292,7 +292,9 @@ class _Search:
         found: list[dict[str, Ratio]] = [{} for _ in tried]
         for backend in self._backends:
             for each, ratio in zip(
-                found, self._meter.compare(forms, backend, feed, seconds=seconds) or (), strict=False
+                found,
+                self._meter.compare(forms, backend, feed, seconds=seconds, limit=NEVER_BELOW) or (),
+                strict=False,
             ):
                 each[backend.title] = ratio
         if not any(found):  # no backend runs the model: there is only the cost model to go by

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from onnx import helper
 
 from repfuse.backends import Loadable, OnnxRuntime, Session
 from repfuse.extract import digest
+from repfuse.interleave import Load, Run
 from repfuse.meter import Form, Meter
 
 
@@ -45,6 +47,41 @@ def test_a_form_that_crashes_the_runtime_loses(nodes: int, runs: list[bool] | No
     feed = {"x": np.zeros((1, 4, 8, 8), np.float32)}
     found = Meter(threads=1).compare(forms, Doomed(nodes), lambda: feed, seconds=0.05)
     assert (found and [ratio.value > 0 for ratio in found]) == runs
+
+
+class Scripted:
+    """In the place of the other process: the second form's share of the first one's time, for each call."""
+
+    def __init__(self, *shares: Sequence[float]) -> None:
+        self.shares = list(shares)
+
+    def call(self, *_: object) -> list[Load]:
+        loads = self.shares.pop(0)
+        return [Load(((Run(1.0, False), Run(share, False)),) * 5, 0, 1) for share in loads]
+
+
+CLEAR, DOUBTFUL = (0.8, 0.81, 0.79, 0.8), (0.8, 1.2, 0.7, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("shares", "limit", "left"),
+    [
+        pytest.param([CLEAR] * 5, 0.99, 4, id="clear"),
+        pytest.param([DOUBTFUL, CLEAR, CLEAR, CLEAR, CLEAR], 0.99, 2, id="clear in the end"),
+        pytest.param([DOUBTFUL] * 5, 0.99, 1, id="never clear"),
+        pytest.param([DOUBTFUL] * 5, None, 4, id="of no consequence"),
+    ],
+)
+def test_what_is_not_certain_is_measured_again(
+    shares: list[Sequence[float]], limit: float | None, left: int
+) -> None:
+    meter, script = Meter(threads=1), Scripted(*shares)
+    meter._child = script  # type: ignore[assignment]
+    forms = [Form(chain(length), str(length)) for length in (2, 1)]
+    found = meter.compare(forms, OnnxRuntime(), dict, seconds=1.0, limit=limit)
+    assert found
+    assert len(script.shares) == left
+    assert meter.measured == 1
 
 
 def chain(length: int) -> onnx.ModelProto:
