@@ -276,24 +276,24 @@ class Ways:
 
     @cached_property
     def _widths(self) -> dict[int, int]:
-        """How many channels tensors have: what computes them may say so, else what uses them."""
-        groups, widths = self._groups, dict[int, int]()
+        """How many channels tensors have: what computes them may say so, then what uses them, then others."""
+        groups, widths, inputs = self._groups, dict[int, int](), dict[int, list[int]]()
         for position in self.positions:
             lifted = groups.lifted.get(position)
-            if lifted and lifted.window.channels:
-                widths[position] = lifted.window.channels[0]
-            else:
-                known = (
-                    widths.get(n, 0) for n, _ in self._needs((t, 1) for t in groups.data_inputs(position))
-                )
-                widths[position] = sum(known) if position in groups.stacks else max(known, default=0)
-        for position in reversed(self.positions):
-            if position in groups.stacks:  # how many are whose cannot be told
-                continue
-            lifted = groups.lifted.get(position)
-            width = lifted.window.channels[1] if lifted and lifted.window.channels else widths[position]
-            for number, _ in self._needs((tensor, 1) for tensor in groups.data_inputs(position)):
-                widths[number] = widths[number] or width
+            widths[position] = lifted.window.channels[0] if lifted and lifted.window.channels else 0
+            inputs[position] = [n for n, _ in self._needs((t, 1) for t in groups.data_inputs(position))]
+        for _ in range(2):  # operands of a join may tell of each other
+            for position in reversed(self.positions):
+                if position in groups.stacks:  # how many are whose cannot be told
+                    continue
+                lifted = groups.lifted.get(position)
+                width = lifted.window.channels[1] if lifted and lifted.window.channels else widths[position]
+                for number in inputs[position]:
+                    widths[number] = widths[number] or width
+            for position in self.positions:
+                known = [widths[number] for number in inputs[position]]
+                total = sum(known) if position in groups.stacks else max(known, default=0)
+                widths[position] = widths[position] or total
         return {position: width or 1 for position, width in widths.items()}
 
     def _needs(self, tensors: Iterable[tuple[str, float]]) -> tuple[tuple[int, float], ...]:

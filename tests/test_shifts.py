@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 import pytest
 from graphs import draw, model, node, run
+from nets import Net
 from onnx import NodeProto
+from proof import prove
 
 from repfuse import check_blocks, fuse
 from repfuse.blockcheck import LIMIT
@@ -251,3 +253,11 @@ def test_a_scale_and_shift_go_into_all_that_is_behind_them_or_into_nothing() -> 
     result = fuse(proto)
     assert ops(result.model) == "Relu Add Conv Conv"
     assert_same(proto, result)
+
+
+def test_what_saves_nothing_stays_behind_a_matmul() -> None:
+    """Behind a MatMul along the last axis, a shift has as many channels as the Conv behind it says."""
+    net = Net(2, (5, 7))
+    wide = net.node("MatMul", net.x, net.constant(draw(7, 7)))
+    result = prove(net.model(net.conv(net.scale("Sub", wide, first=True))))
+    assert not result.changed
