@@ -289,7 +289,7 @@ def _sum_of_shifts(shift: Array, kernel: EquivalentKernel) -> Array:
         return np.zeros(1)
     outputs, inputs = kernel.window.channels or (1, 1)
     group = kernel.window.group or 1
-    rows = kernel.weight.astype(np.float64).reshape(group, outputs // group, -1)
+    rows = kernel.weight.astype(np.float64, copy=False).reshape(group, outputs // group, -1)
     values = np.broadcast_to(shift, (inputs,)).reshape(group, inputs // group, 1)
     # Matrix products are several times faster than sums of few taps.
     total: Array = rows @ values.repeat(kernel.window.taps, axis=1)
@@ -361,7 +361,7 @@ def _convolve(first: EquivalentKernel, second: EquivalentKernel, window: Window)
 
 def _spread(first: EquivalentKernel, second: EquivalentKernel, window: Window) -> Array:
     """As `_convolve` where `second` is depthwise (a pooling, say): it scales each output of `first` by itself."""
-    inner: Any = first.weight.astype(np.float64)
+    inner: Any = first.weight.astype(np.float64, copy=False)
     outer: Any = second.weight
     out: Any = np.zeros((*inner.shape[:2], *(axis.kernel for axis in window.axes)))
     for t, u, place in _pairs_of_taps(first.window, second.window, window):
@@ -390,6 +390,6 @@ def _taps_first(kernel: EquivalentKernel, group: int) -> Array:
     outputs, inputs = kernel.window.channels or (1, 1)
     old = kernel.window
     whole = kernel if old.group == group else embedded(kernel, replace(old, group=group))
-    weight = whole.weight.astype(np.float64)
+    weight = whole.weight.astype(np.float64, copy=False)
     blocks = weight.reshape(group, outputs // group, inputs // group, *weight.shape[2:])
     return np.moveaxis(blocks, range(3, blocks.ndim), range(blocks.ndim - 3))

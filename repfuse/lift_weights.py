@@ -133,8 +133,8 @@ def gemm(node: Node, scope: Scope) -> Lifted | Refusal:
     geometry = Window((outputs, inputs), 1, biased=bool(shift.any()), layout=Layout.FLAT)
 
     def read() -> EquivalentKernel:
-        values = values_of(weight) if transposed else values_of(weight).T
-        return EquivalentKernel(geometry, values * np.float64(attributes.get("alpha", 1.0)), shift)
+        values, alpha = values_of(weight) if transposed else values_of(weight).T, attributes.get("alpha", 1.0)
+        return EquivalentKernel(geometry, values if alpha == 1 else values * np.float64(alpha), shift)
 
     return Lifted(node.input[0], geometry, read, (op_of("gemm", geometry),), weight.data_type)
 

@@ -252,11 +252,10 @@ def take_over_metadata(nodes: Sequence[NodeProto], replaced: Sequence[Node]) -> 
 
     The last new node names all that were replaced: on each of many, the names would be longer than the model.
     """
-    entries = {entry.key: entry.value for old in replaced for entry in old.proto.metadata_props}
+    entries = {entry.key: entry for old in replaced for entry in old.proto.metadata_props}
     entries.pop(FUSED_FROM, None)
     for node in nodes:
-        for key, value in entries.items():
-            node.metadata_props.add(key=key, value=value)
+        node.metadata_props.extend(entries.values())
     names = json.dumps([old.name or old.output[0] for old in replaced])
     nodes[-1].metadata_props.add(key=FUSED_FROM, value=names)
 

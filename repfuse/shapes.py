@@ -167,7 +167,7 @@ def structure(
     graph.value_info.extend(source.value_info)
     for entry in (*graph.input, *graph.output, *graph.value_info):
         for dim in entry.type.tensor_type.shape.dim:
-            if dim.HasField("dim_value") and _is_open(dim):
+            if dim.dim_value < 1:
                 dim.ClearField("dim_value")  # shape inference computes with what stands there
     known = {entry.name for entry in source.input}
     for tensor in source.initializer:

@@ -79,7 +79,7 @@ class Layout(Enum):
     FLAT = "the last of two axes"
     """As for Gemm: rank 2, where the last axis is axis 1."""
 
-    __hash__ = object.__hash__  # windows are hashed often, and Enum's own is written in Python
+    __hash__ = object.__hash__  # sets of them are made often, and Enum's own is written in Python
 
 
 @dataclass(frozen=True, slots=True)
