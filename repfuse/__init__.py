@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repfuse.backends import BackendError
-    from repfuse.batching import BatchRecord, batch
-    from repfuse.bench import Benchmark, benchmark
-    from repfuse.blockcheck import BlockCheck, check_blocks
+    from repfuse.choice.plan import Plan
     from repfuse.errors import BadInputError, RepfuseError, VerificationError
     from repfuse.fusion import FuseResult, fuse
-    from repfuse.plan import Plan
+    from repfuse.jobs.batching import BatchRecord, batch
+    from repfuse.measures.bench import Benchmark, benchmark
+    from repfuse.measures.tuning import Trial, Tuning, tune
+    from repfuse.proof.blockcheck import BlockCheck, check_blocks
+    from repfuse.proof.verification import Verification, verify
     from repfuse.remarks import Edit, Outcome, Remark
-    from repfuse.tuning import Trial, Tuning, tune
-    from repfuse.verification import Verification, verify
+    from repfuse.runtimes.backends import BackendError
 
 __version__ = "0.1.0"
 
@@ -47,16 +47,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "repfuse.backends": ("BackendError",),
-    "repfuse.batching": ("BatchRecord", "batch"),
-    "repfuse.bench": ("Benchmark", "benchmark"),
-    "repfuse.blockcheck": ("BlockCheck", "check_blocks"),
+    "repfuse.runtimes.backends": ("BackendError",),
+    "repfuse.jobs.batching": ("BatchRecord", "batch"),
+    "repfuse.measures.bench": ("Benchmark", "benchmark"),
+    "repfuse.proof.blockcheck": ("BlockCheck", "check_blocks"),
     "repfuse.errors": ("BadInputError", "RepfuseError", "VerificationError"),
     "repfuse.fusion": ("FuseResult", "fuse"),
-    "repfuse.plan": ("Plan",),
+    "repfuse.choice.plan": ("Plan",),
     "repfuse.remarks": ("Edit", "Outcome", "Remark"),
-    "repfuse.tuning": ("Trial", "Tuning", "tune"),
-    "repfuse.verification": ("Verification", "verify"),
+    "repfuse.measures.tuning": ("Trial", "Tuning", "tune"),
+    "repfuse.proof.verification": ("Verification", "verify"),
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m repfuse`."""
 
-from repfuse.cli import main
+from repfuse.commandline.cli import main
 
 main(prog_name="repfuse")

@@ -13,28 +13,29 @@ from typing import TYPE_CHECKING, TypeVar
 
 from onnx import ModelProto
 
-from repfuse import convert, hard_swish, model_io, storage
-from repfuse.choose import Candidate, choose
+from repfuse.algebra.window import Refusal
+from repfuse.choice.choose import Candidate, choose
+from repfuse.choice.merges import Merge
+from repfuse.choice.plan import SLOWER, Place, Plan, Region, place_of, regions
+from repfuse.choice.settle import Refused, settle
 from repfuse.errors import BadInputError, RepfuseError
-from repfuse.explain import refusals
-from repfuse.extents import write_out
-from repfuse.groups import Groups
-from repfuse.merges import Merge
-from repfuse.nodes import read
-from repfuse.patch import Patch
-from repfuse.patterns import Pattern, load_patterns, match, select, takes_any
-from repfuse.plan import SLOWER, Place, Plan, Region, place_of, regions
-from repfuse.quantized import summarized
+from repfuse.families.patterns import Pattern, load_patterns, match, select, takes_any
+from repfuse.graph.patch import Patch
+from repfuse.graph.quantized import summarized
+from repfuse.graph.view import Scope, scopes
+from repfuse.model import convert, model_io, storage
+from repfuse.model.nodes import read
+from repfuse.model.storage import Spill
+from repfuse.reasons.explain import refusals
 from repfuse.remarks import Edit, Outcome, Remark
-from repfuse.rewrite import rewrite
-from repfuse.settle import Refused, settle
-from repfuse.storage import Spill
-from repfuse.topology import topology
-from repfuse.view import Scope, scopes
-from repfuse.window import Refusal
+from repfuse.rewriting import hard_swish
+from repfuse.rewriting.extents import write_out
+from repfuse.rewriting.rewrite import rewrite
+from repfuse.rewriting.topology import topology
+from repfuse.search.groups import Groups
 
 if TYPE_CHECKING:
-    from repfuse.convert import Source
+    from repfuse.model.convert import Source
 
 M = TypeVar("M")
 
@@ -140,7 +141,7 @@ def fuse_file(
         on_progress: As for `fuse`.
 
     Returns:
-        In the place of large weights the model has notes (see `repfuse.storage`), for `repfuse.model_io.write`.
+        In the place of large weights the model has notes (see `model.storage`), for `model.model_io.write`.
 
     Raises:
         BadInputError: As for `fuse`.

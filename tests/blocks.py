@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from repfuse.patterns import Example, Op, Pattern, Topology
+from repfuse.families.patterns import Example, Op, Pattern, Topology
 
 
 def topology(*branches: str, tail: str = "", dims: int = 2) -> Topology:

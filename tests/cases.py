@@ -11,8 +11,8 @@ import pytest
 from graphs import Array, Shape, draw, main_scope, model, node
 from onnx import ModelProto, NodeProto
 
-from repfuse.lift import Lifted, lift
-from repfuse.window import Refusal
+from repfuse.algebra.window import Refusal
+from repfuse.operators.lift import Lifted, lift
 
 X = "x"
 END = 2**63 - 1

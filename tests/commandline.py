@@ -12,8 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
-from repfuse import bench, fusion, pipeline
-from repfuse.cli import main
+from repfuse import fusion
+from repfuse.commandline.cli import main
+from repfuse.jobs import pipeline
+from repfuse.measures import bench
 
 
 def model(*nodes: onnx.NodeProto, shape: tuple[int | str, ...] = (1, 4, 8, 8)) -> onnx.ModelProto:

@@ -12,9 +12,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.helper import make_node as node
 from onnx.reference import ReferenceEvaluator
 
-from repfuse import window
-from repfuse.kernel import EquivalentKernel, zero_padded
-from repfuse.view import Scope, scopes
+from repfuse.algebra import window
+from repfuse.algebra.kernel import EquivalentKernel, zero_padded
+from repfuse.graph.view import Scope, scopes
 
 __all__ = ["apply", "constant_node", "conv_nodes", "draw", "main_scope", "model", "node", "run", "tensor"]
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from repfuse import backends
-from repfuse.backends import BackendError, OnnxRuntime, OpenVINO, backends_named, fed_inputs
 from repfuse.errors import BadInputError
+from repfuse.runtimes import backends
+from repfuse.runtimes.backends import BackendError, OnnxRuntime, OpenVINO, backends_named, fed_inputs
 
 F32 = TensorProto.FLOAT
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
@@ -303,6 +303,7 @@ def test_backends_are_found_by_name(monkeypatch):
 
 
 def test_runtimes_are_imported_only_when_needed():
-    code = "import sys, repfuse.verification, repfuse.bench; print({'onnxruntime', 'openvino'} & set(sys.modules))"
+    imports = "import sys, repfuse.measures.bench, repfuse.proof.verification"
+    code = f"{imports}; print({{'onnxruntime', 'openvino'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -17,8 +17,10 @@ from commandline import BRANCHED, PLAIN, enter_folder, model, operators, wrong
 from commandline import repfuse as command_line
 
 import repfuse
-from repfuse import BadInputError, batching, places
-from repfuse.batching import BatchRecord, batch
+from repfuse import BadInputError
+from repfuse.jobs import batching
+from repfuse.jobs.batching import BatchRecord, batch
+from repfuse.model import places
 
 QUICK: dict[str, Any] = {"backend": "ort", "no_verify": True}
 
@@ -118,7 +120,7 @@ def test_an_error_in_repfuse_is_the_models_error_only(folder: Path, monkeypatch:
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("repfuse.pipeline.run", fail)
+    monkeypatch.setattr("repfuse.jobs.pipeline.run", fail)
     (record,) = batch(["models/a.onnx"], "out", executor=AtOnce(), **QUICK)
     assert (record.status, record.exit_code) == ("error", 70)
     assert "ZeroDivisionError: oh" in record.message

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from repfuse import bench
-from repfuse.backends import BackendError, OnnxRuntime
-from repfuse.bench import all_threads, benchmark, summarize
 from repfuse.errors import BadInputError
-from repfuse.interleave import LEAST_LOADS, LEAST_ROUNDS, Load, Run
+from repfuse.measures import bench
+from repfuse.measures.bench import all_threads, benchmark, summarize
+from repfuse.measures.interleave import LEAST_LOADS, LEAST_ROUNDS, Load, Run
+from repfuse.runtimes.backends import BackendError, OnnxRuntime
 
 
 def load(before, after, *, disturbed=()):

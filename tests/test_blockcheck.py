@@ -19,10 +19,10 @@ from blocks import build, fold_bn
 from nets import Net
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from repfuse import roundoff
-from repfuse.blockcheck import LIMIT, BlockCheck, check_blocks
+from repfuse.families.patterns import Example, Pattern, load_patterns
 from repfuse.fusion import FuseResult, fuse
-from repfuse.patterns import Example, Pattern, load_patterns
+from repfuse.proof import roundoff
+from repfuse.proof.blockcheck import LIMIT, BlockCheck, check_blocks
 
 Array = npt.NDArray[Any]
 

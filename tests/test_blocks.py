@@ -14,7 +14,7 @@ import pytest
 from blocks import build, fold_bn
 from onnx.reference import ReferenceEvaluator
 
-from repfuse.patterns import Example, Pattern, load_patterns
+from repfuse.families.patterns import Example, Pattern, load_patterns
 
 BY_SLUG = {pattern.slug: pattern for pattern in load_patterns()}
 EXAMPLES = [

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repfuse import fuse
-from repfuse.blockcheck import check_blocks
+from repfuse.proof.blockcheck import check_blocks
 
 C, D = 6, 4
 CONSTANTS: dict[str, Any] = {

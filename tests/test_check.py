@@ -15,9 +15,10 @@ from onnx import helper
 from test_docs import FIGURES, README, ROOT, rows
 
 import repfuse as package
-from repfuse import estimate, findings
-from repfuse.check import Finding, check
-from repfuse.estimate import Work, speedup, work
+from repfuse.jobs import findings
+from repfuse.jobs.check import Finding, check
+from repfuse.measures import estimate
+from repfuse.measures.estimate import Work, speedup, work
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_nothing_is_written(folder: Path) -> None:
 
 def test_no_runtime_is_imported(folder: Path) -> None:
     code = (
-        "import sys; from repfuse.cli import main; main(['check', 'in.onnx'], standalone_mode=False);"
+        "import sys; from repfuse.commandline.cli import main; main(['check', 'in.onnx'], standalone_mode=False);"
         "print({'onnxruntime', 'openvino', 'fsspec'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -185,7 +186,7 @@ def test_junit_is_what_a_reader_of_junit_reads(folder: Path) -> None:
     assert (suite.tests, suite.failures, suite.errors) == (3, 1, 1)
     results = {case.name: [type(result).__name__ for result in case.result] for case in suite}
     assert results == {"in.onnx": ["Failure"], "sub/deep/text.onnx": ["Error"], "sub/plain.onnx": []}
-    assert {case.classname for case in suite} == {"repfuse.check"}
+    assert {case.classname for case in suite} == {"repfuse.jobs.check"}
 
 
 def test_junit_survives_names_that_xml_cannot_write() -> None:

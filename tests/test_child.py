@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repfuse import child as module
-from repfuse.backends import BackendError
-from repfuse.child import Child, CrashError
+from repfuse.runtimes import child as module
+from repfuse.runtimes.backends import BackendError
+from repfuse.runtimes.child import Child, CrashError
 
 
 @pytest.fixture(name="child")
@@ -173,7 +173,7 @@ def test_what_a_library_forks_comes_to_an_end(child):
 
 SCRIPT = """
 import os, time
-from repfuse.child import Child
+from repfuse.runtimes.child import Child
 child = Child()
 print(child.call(os.getpid), flush=True)
 {after}

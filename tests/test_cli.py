@@ -22,9 +22,11 @@ from commandline import (
     wrong,
 )
 
-from repfuse import __version__, backends, pipeline
-from repfuse.bench import Benchmark
-from repfuse.cli import main
+from repfuse import __version__
+from repfuse.commandline.cli import main
+from repfuse.jobs import pipeline
+from repfuse.measures.bench import Benchmark
+from repfuse.runtimes import backends
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ import onnx
 import pytest
 from commandline import BLOCKED, FAST, enter_folder, files, model, repfuse
 
-from repfuse import model_io, pipeline, voice
+from repfuse.jobs import pipeline
+from repfuse.model import model_io
+from repfuse.reporting import voice
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_a_pipe_gets_plain_text(folder: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no such pipes there")
 def test_a_reader_that_leaves_early_is_no_error_of_the_file(folder: Path) -> None:
     code = (
-        "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); from repfuse.cli import main;"
+        "import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1); from repfuse.commandline.cli import main;"
         "main(['in.onnx', 'out.onnx', '--no-verify', '--no-bench'])"
     )
     result = python("-c", code)
@@ -145,7 +147,10 @@ def test_a_reader_that_leaves_early_is_no_error_of_the_file(folder: Path) -> Non
     assert files(folder) == ["in.onnx"]
 
 
-AT_ONCE = "import os, signal, functools; from repfuse import pipeline; from repfuse.cli import main;"
+AT_ONCE = (
+    "import os, signal, functools;"
+    "from repfuse.commandline.cli import main; from repfuse.jobs import pipeline;"
+)
 """The imports of the two tests below, which would wait for seconds to measure, or disturb the tests' process."""
 
 
@@ -172,7 +177,7 @@ def test_a_signal_leaves_nothing_behind(folder: Path, name: str, code: int) -> N
 
 def test_help_does_not_wait_for_heavy_packages() -> None:
     code = (
-        "import sys; from repfuse.cli import main; main(['--help'], standalone_mode=False);"
+        "import sys; from repfuse.commandline.cli import main; main(['--help'], standalone_mode=False);"
         "print(sorted({'numpy', 'onnx', 'onnxruntime', 'openvino', 'rich'} & set(sys.modules)))"
     )
     assert python("-c", code).stdout.endswith("\n[]\n")

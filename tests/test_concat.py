@@ -12,12 +12,13 @@ from nets import Net
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
-from repfuse import fuse, window
-from repfuse.blockcheck import check_blocks
+from repfuse import fuse
+from repfuse.algebra import window
+from repfuse.algebra.window import IDENTITY, Refusal
 from repfuse.fusion import FuseResult
-from repfuse.groups import Groups
-from repfuse.view import scopes
-from repfuse.window import IDENTITY, Refusal
+from repfuse.graph.view import scopes
+from repfuse.proof.blockcheck import check_blocks
+from repfuse.search.groups import Groups
 
 SIZES = "splits into parts of sizes that are computed at run time, or do not fit"
 CHANNELS = "splits something other than channels of a known number"

@@ -14,9 +14,9 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from proof import counts, prove
 
-from repfuse.constants import Constant
 from repfuse.errors import BadInputError
-from repfuse.view import scopes
+from repfuse.graph.constants import Constant
+from repfuse.graph.view import scopes
 
 W = np.abs(draw(4, 3, 1, 1)) + 1
 
@@ -285,7 +285,7 @@ def test_only_what_is_asked_for_is_evaluated_and_it_is_found_once(monkeypatch: p
             evaluated.append([each.op_type for each in proto.graph.node])
             super().__init__(proto, **given)
 
-    monkeypatch.setattr("repfuse.evaluation.ReferenceEvaluator", Spy)
+    monkeypatch.setattr("repfuse.graph.evaluation.ReferenceEvaluator", Spy)
     nodes = [
         node("Sqrt", ["v"], ["a"]),
         node("Exp", ["v"], ["never"]),

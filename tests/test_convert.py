@@ -11,7 +11,7 @@ from commandline import BLOCKED, BRANCHED, model
 from onnx.reference import ReferenceEvaluator
 
 import repfuse
-from repfuse import convert
+from repfuse.model import convert
 
 KINDS = {"onnx_ir": ir.from_proto, "onnx_graphsurgeon": gs.import_onnx, "onnx": lambda proto: proto}
 

@@ -8,8 +8,8 @@ import pytest
 from nets import Net
 from proof import prove
 
-from repfuse import cost
-from repfuse.window import Axis, Layout, Window
+from repfuse.algebra.window import Axis, Layout, Window
+from repfuse.choice import cost
 
 MANY = 64
 """Channels."""

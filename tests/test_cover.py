@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repfuse.cover import Cover, Way
+from repfuse.choice.cover import Cover, Way
 
 Problem = tuple[list[list[Way]], frozenset[int]]
 """The ways of tensors 0, 1, ..., and those that must be computed."""

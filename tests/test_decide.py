@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from repfuse.decide import Decision, Ratios, best, decide
-from repfuse.plan import BALANCES, OWN, Region, Style
-from repfuse.ratios import Ratio
+from repfuse.choice.plan import BALANCES, OWN, Region, Style
+from repfuse.measures.decide import Decision, Ratios, best, decide
+from repfuse.measures.ratios import Ratio
 
 PLACE = ("", "y")
 OTHER = Style(BALANCES[1])

@@ -11,7 +11,7 @@ from nets import Net
 from onnx import TensorProto, helper, numpy_helper
 from proof import counts, prove, refusal
 
-from repfuse.blockcheck import LIMIT, check_blocks
+from repfuse.proof.blockcheck import LIMIT, check_blocks
 
 PER_TENSOR: dict[str, Any] = {}
 PER_CHANNEL = {"axis": 0}

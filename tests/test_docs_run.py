@@ -21,7 +21,7 @@ import yaml
 from click.testing import CliRunner
 from pages import BLOCKS, NOT_RUN, ROOT, Block
 
-from repfuse.cli import main
+from repfuse.commandline.cli import main
 
 if sys.version_info >= (3, 11):
     import tomllib

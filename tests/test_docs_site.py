@@ -9,7 +9,7 @@ import pytest
 from pages import ROOT
 
 import repfuse
-from repfuse.cli import main
+from repfuse.commandline.cli import main
 
 pytest.importorskip("mkdocs", reason="pip install 'repfuse[docs]'")
 

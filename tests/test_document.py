@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from proof import counts, prove
 
 from repfuse import FuseResult, fuse
-from repfuse.rewrite import FUSED_FROM
+from repfuse.rewriting.rewrite import FUSED_FROM
 
 
 def untouched(before: ModelProto, result: FuseResult) -> None:

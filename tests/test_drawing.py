@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from repfuse.anatomy import Branch, Op
-from repfuse.drawing import Drawing, alike, draw, shortened
+from repfuse.reporting.anatomy import Branch, Op
+from repfuse.reporting.drawing import Drawing, alike, draw, shortened
 
 
 def chain(source: str, *ops: str) -> Branch:

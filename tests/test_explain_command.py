@@ -8,9 +8,10 @@ from commandline import BLOCKED, PLAIN, enter_folder, model, repfuse
 from nets import Net
 from onnx import TensorProto
 
-from repfuse import anatomy, model_io
-from repfuse.anatomy import Branch, graph_of
-from repfuse.view import scopes
+from repfuse.graph.view import scopes
+from repfuse.model import model_io
+from repfuse.reporting import anatomy
+from repfuse.reporting.anatomy import Branch, graph_of
 
 MODELS = Path(__file__).parent / "models"
 

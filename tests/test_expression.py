@@ -11,8 +11,8 @@ from blocks import topology
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repfuse.expression import Expression
-from repfuse.patterns import Branch, Op, Pattern, Topology, load_patterns, match
+from repfuse.families.expression import Expression
+from repfuse.families.patterns import Branch, Op, Pattern, Topology, load_patterns, match
 
 PATTERNS = load_patterns()
 

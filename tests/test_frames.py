@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from proof import counts, evaluate, prove, refusal
 
 from repfuse import fuse
-from repfuse.blockcheck import check_blocks
+from repfuse.proof.blockcheck import check_blocks
 
 C, H, W = 4, 7, 6
 BIAS = draw(C, seed=3)
@@ -372,7 +372,7 @@ def test_what_depends_on_the_number_of_images(after: Callable[[Net, str], str]) 
 
 
 def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repfuse.frames._WORK", 3 * C * H * W)
+    monkeypatch.setattr("repfuse.search.frames._WORK", 3 * C * H * W)
     net = Net()
     x = net("Relu", "x")
     total = net.conv(x, 3, pads=[1] * 4)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from proof import counts, feeds, prove, session
 from test_fusion import ONE_CONV, Row, activated_in_a_row, table
 
-from repfuse.patterns import Example, Pattern, load_patterns
+from repfuse.families.patterns import Example, Pattern, load_patterns
 
 NEWEST = onnx.defs.onnx_opset_version()
 

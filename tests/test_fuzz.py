@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from proof import total
 
-from repfuse import window
+from repfuse.algebra import window
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 fuzz = importlib.import_module("fuzz")

@@ -10,9 +10,9 @@ import pytest
 from graphs import constant_node, draw, model, node, run
 from onnx import NodeProto, helper
 
-from repfuse.blockcheck import check_blocks
-from repfuse.check import check
 from repfuse.fusion import FuseResult, fuse
+from repfuse.jobs.check import check
+from repfuse.proof.blockcheck import check_blocks
 from repfuse.remarks import Outcome
 
 SHAPE = [1, 4, 5, 6]

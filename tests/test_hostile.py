@@ -14,8 +14,8 @@ from hostile import CASES, doubling, recursive_function
 from rich.text import Text
 
 from repfuse.errors import BadInputError, VerificationError
-from repfuse.expansion import refuse_explosive
-from repfuse.voice import Voice
+from repfuse.model.expansion import refuse_explosive
+from repfuse.reporting.voice import Voice
 
 ROOM = 3 * 2**30
 """Bytes of address space that each case may take beyond what is there already."""

@@ -12,9 +12,9 @@ import pytest
 from graphs import constant_node, draw, main_scope, model, node, run
 from onnx import NodeProto
 
-from repfuse import idioms
 from repfuse.fusion import fuse
-from repfuse.idioms import IDIOMS, idiom_nodes
+from repfuse.graph import idioms
+from repfuse.graph.idioms import IDIOMS, idiom_nodes
 
 CURVES = {
     "erf": """
@@ -215,7 +215,7 @@ def test_an_idiom_stays_whole(
     ]
     last = next(position for position, each in enumerate(nodes) if each.output[0] == "y")
     assert found[last] == name
-    monkeypatch.setattr("repfuse.hard_swish.hard_swishes", lambda _: iter(()))
+    monkeypatch.setattr("repfuse.rewriting.hard_swish.hard_swishes", lambda _: iter(()))
     assert ops(fuse(proto).model) == ops(proto)
 
 
@@ -225,15 +225,15 @@ def test_without_the_table_a_last_factor_would_be_folded(
 ) -> None:
     """The others are safe as long as nobody finds a way to fold them: they are protected all the same."""
     proto = between_convs(text)
-    monkeypatch.setattr("repfuse.idioms.IDIOMS", ())
-    monkeypatch.setattr("repfuse.hard_swish.hard_swishes", lambda _: iter(()))
+    monkeypatch.setattr("repfuse.graph.idioms.IDIOMS", ())
+    monkeypatch.setattr("repfuse.rewriting.hard_swish.hard_swishes", lambda _: iter(()))
     ends_with_a_factor = any(not each.isidentifier() for each in text.split()[-2:])
     assert (ops(fuse(proto).model) != ops(proto)) is ends_with_a_factor, name
 
 
 @pytest.mark.parametrize("row", range(len(IDIOMS)), ids=lambda row: f"{IDIOMS[row][0][2:]}-{row}")
 def test_each_row_of_the_table_finds_an_idiom(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repfuse.idioms.IDIOMS", IDIOMS[row : row + 1])
+    monkeypatch.setattr("repfuse.graph.idioms.IDIOMS", IDIOMS[row : row + 1])
     scopes = [main_scope(between_convs(str(each.values[1]))) for each in WHOLE]
     found = [idiom_nodes(scope).get(len(scope.nodes) - 2) for scope in scopes]
     assert IDIOMS[row][0] in found

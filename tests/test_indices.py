@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from repfuse.backends import OnnxRuntime
-from repfuse.feeds import make_inputs
-from repfuse.indices import index_limits
-from repfuse.inputs import resolve_inputs
-from repfuse.verification import verify
+from repfuse.proof.verification import verify
+from repfuse.runtimes.backends import OnnxRuntime
+from repfuse.runtimes.feeds import make_inputs
+from repfuse.runtimes.indices import index_limits
+from repfuse.runtimes.inputs import resolve_inputs
 
 I64 = TensorProto.INT64
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from repfuse.errors import BadInputError
-from repfuse.feeds import make_inputs
-from repfuse.inputs import load_input_data, parse_input_range, parse_input_shape, resolve_inputs
+from repfuse.runtimes.feeds import make_inputs
+from repfuse.runtimes.inputs import load_input_data, parse_input_range, parse_input_shape, resolve_inputs
 
 F32 = TensorProto.FLOAT
 DRAWN = ["FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "FLOAT8E4M3FN", "INT4", "UINT4", "BOOL"]

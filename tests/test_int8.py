@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import repfuse
-from repfuse.int8 import BAD, LEVELS, BlockNoise, WeightNoise, compare, noise
+from repfuse.measures.int8 import BAD, LEVELS, BlockNoise, WeightNoise, compare, noise
 from repfuse.remarks import Edit
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from repfuse import interleave
-from repfuse.interleave import LEAST_LOADS, LEAST_ROUNDS, LOADS, MOST_ROUNDS, MOST_WARM_UP, Load, Run
+from repfuse.measures import interleave
+from repfuse.measures.interleave import LEAST_LOADS, LEAST_ROUNDS, LOADS, MOST_ROUNDS, MOST_WARM_UP, Load, Run
 
 Costs = Callable[[int], float]
 

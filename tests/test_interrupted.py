@@ -16,7 +16,8 @@ from commandline import FAST, repfuse
 from nets import Net
 from onnx import TensorProto
 
-from repfuse import model_io, pipeline
+from repfuse.jobs import pipeline
+from repfuse.model import model_io
 
 ROOT = Path(pipeline.__file__).parents[1]
 
@@ -24,8 +25,8 @@ ROOT = Path(pipeline.__file__).parents[1]
 LOOP = """
 import os, random, signal, sys, time
 from pathlib import Path
-from repfuse import model_io
-from repfuse.cli import main
+from repfuse.model import model_io
+from repfuse.commandline.cli import main
 
 how, times, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 draw = random.Random(seed)
@@ -179,7 +180,7 @@ def test_the_same_bytes_whatever_the_hash_seed_and_the_threads(tmp_path: Path) -
     (tmp_path / "wide.onnx").write_bytes(wide.SerializeToString())
     sources = [tmp_path / "wide.onnx", *sorted((ROOT / "tests" / "models").glob("*-narrow.*.onnx"))[::4]]
     code = (
-        "import sys; from repfuse.cli import main\n"
+        "import sys; from repfuse.commandline.cli import main\n"
         "for source in sys.argv[2:]:\n"
         "    main([source, sys.argv[1] + '/' + source.split('/')[-1], '--no-verify', '--no-bench', '-q'],"
         " standalone_mode=False)"

@@ -15,11 +15,12 @@ from blocks import build
 from click.testing import Result
 from commandline import FAST, enter_folder, files, operators, repfuse, unchecked
 
-from repfuse import Edit, fuse, rewrite
-from repfuse.culprit import first_culprit
-from repfuse.derive import Derived
+from repfuse import Edit, fuse
+from repfuse.families.patterns import load_patterns
 from repfuse.fusion import LEFT
-from repfuse.patterns import load_patterns
+from repfuse.proof.culprit import first_culprit
+from repfuse.rewriting import rewrite
+from repfuse.rewriting.derive import Derived
 
 REPVGG = next(pattern for pattern in load_patterns() if pattern.slug == "repvgg")
 BLOCKS = 6

@@ -20,9 +20,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto
 
-from repfuse import kernel, window
-from repfuse.kernel import EquivalentKernel
-from repfuse.window import IDENTITY, Axis, Window
+from repfuse.algebra import kernel, window
+from repfuse.algebra.kernel import EquivalentKernel
+from repfuse.algebra.window import IDENTITY, Axis, Window
 
 thoroughly = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -86,7 +86,7 @@ def single(draw: st.DrawFn) -> tuple[EquivalentKernel, Array]:
 @thoroughly
 @given(single())
 def test_the_window_says_which_input_each_tap_reads(case: tuple[EquivalentKernel, Array]) -> None:
-    """The equation in the docstring of `repfuse.window`, place by place, is ONNX's Conv (and Slice)."""
+    """The equation in the docstring of `repfuse.algebra.window`, place by place, is ONNX's Conv (and Slice)."""
     conv, x = case
     axes, group = conv.window.axes, conv.window.group
     outputs = [axis.outputs(extent) for axis, extent in zip(axes, x.shape[2:], strict=True)]

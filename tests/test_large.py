@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from repfuse import pipeline
+from repfuse.jobs import pipeline
 
 CHANNELS = 2048
 BLOCKS = 20
@@ -25,8 +25,8 @@ BLOCKS = 20
 PASS = """
 import sys, time
 from pathlib import Path
-from repfuse import backends, pipeline
-from repfuse.cli import main
+from repfuse.jobs import pipeline; from repfuse.runtimes import backends
+from repfuse.commandline.cli import main
 
 
 def status(key):

@@ -16,12 +16,12 @@ from cases import ANY, END, NCDHW, NCHW, NCL, Case, W, X, bn, row
 from graphs import Array, Shape, apply, constant_node, draw, main_scope, model, node, run
 from onnx import AttributeProto, TensorProto, helper
 
+from repfuse.algebra.window import Refusal
 from repfuse.errors import BadInputError
+from repfuse.families.patterns import Op
 from repfuse.fusion import fuse
-from repfuse.lift import Lifted, lift
-from repfuse.patterns import Op
-from repfuse.view import scopes
-from repfuse.window import Refusal
+from repfuse.graph.view import scopes
+from repfuse.operators.lift import Lifted, lift
 
 BN_BEFORE_14: dict[str, Any] = {"oracles": "runtime"}
 """onnx 1.23's reference evaluator takes the statistics of the batch, or fails, below version 14."""

@@ -14,10 +14,10 @@ from graphs import Array, apply, draw, main_scope, model, node, run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from repfuse.lift_space import split
-from repfuse.lifted import Lifted
-from repfuse.nodes import read
-from repfuse.window import Refusal
+from repfuse.algebra.window import Refusal
+from repfuse.model.nodes import read
+from repfuse.operators.lift_space import split
+from repfuse.operators.lifted import Lifted
 
 thoroughly = settings(max_examples=100, deadline=None, derandomize=True)
 

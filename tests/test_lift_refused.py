@@ -7,7 +7,7 @@ import pytest
 from cases import ANY, END, NCHW, Case, W, X, bn, refused, with_value
 from graphs import constant_node, draw, node
 
-from repfuse.window import Refusal
+from repfuse.algebra.window import Refusal
 
 RUN_TIME_WEIGHT = "has a weight that is computed at run time or can be overridden by a caller"
 RUN_TIME_BIAS = "has a bias that is computed at run time or can be overridden by a caller"

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repfuse import fuse
-from repfuse.blockcheck import check_blocks
+from repfuse.proof.blockcheck import check_blocks
 
 C_IN, C_OUT = 6, 5
 

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from repfuse import memory
-from repfuse.backends import BackendError
-from repfuse.memory import Memory, activations_of, measure_memory
+from repfuse.measures import memory
+from repfuse.measures.memory import Memory, activations_of, measure_memory
+from repfuse.runtimes.backends import BackendError
 
 MIB = 2**20
 

@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from repfuse.backends import Loadable, OnnxRuntime, Session
-from repfuse.extract import digest
-from repfuse.interleave import Load, Run
-from repfuse.meter import Form, Meter
+from repfuse.measures.extract import digest
+from repfuse.measures.interleave import Load, Run
+from repfuse.measures.meter import Form, Meter
+from repfuse.runtimes.backends import Loadable, OnnxRuntime, Session
 
 
 @dataclass(frozen=True)

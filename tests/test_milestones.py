@@ -5,13 +5,14 @@ import pytest
 from onnx import numpy_helper
 from test_scaling import CONSTANTS, Lines, model_of, parting
 
-from repfuse import fuse, kernel
-from repfuse.derive import derive
-from repfuse.groups import Groups, Operand
-from repfuse.merges import Merge
-from repfuse.milestones import Milestone, Milestones, Weight, few
-from repfuse.topology import topology
-from repfuse.view import scopes
+from repfuse import fuse
+from repfuse.algebra import kernel
+from repfuse.choice.merges import Merge
+from repfuse.graph.view import scopes
+from repfuse.rewriting.derive import derive
+from repfuse.rewriting.topology import topology
+from repfuse.search.groups import Groups, Operand
+from repfuse.search.milestones import Milestone, Milestones, Weight, few
 
 
 def merge_at(groups: Groups, tensor: str) -> Merge:

@@ -13,7 +13,8 @@ from documents import rich_model
 from nets import Net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from repfuse import BadInputError, fuse, model_io, staging, wire
+from repfuse import BadInputError, fuse
+from repfuse.model import model_io, staging, wire
 
 
 @pytest.fixture

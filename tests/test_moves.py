@@ -10,8 +10,8 @@ import pytest
 from graphs import Array, draw, model, node, run
 from onnx import NodeProto, numpy_helper
 
-from repfuse import moves
-from repfuse.nodes import Node
+from repfuse.graph import moves
+from repfuse.model.nodes import Node
 
 X = draw(2, 3, 4)
 I64 = np.int64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import AttributeProto, TensorProto, helper
 
-from repfuse.nodes import Node, read
+from repfuse.model.nodes import Node, read
 
 
 def test_a_node_says_what_its_proto_says() -> None:

@@ -16,11 +16,11 @@ import pytest
 from graphs import constant_node, draw, main_scope, model, node
 from onnx import NodeProto, TensorProto, helper
 
-from repfuse import opset
 from repfuse.fusion import FuseResult, fuse
-from repfuse.ranks import rank_of
+from repfuse.graph.ranks import rank_of
+from repfuse.graph.view import scopes
 from repfuse.remarks import Outcome
-from repfuse.view import scopes
+from repfuse.rewriting import opset
 
 SWISH = [node("HardSigmoid", ["x"], ["g"], alpha=1 / 6), node("Mul", ["x", "g"], ["h"])]
 SHAPE = [2, 4, 6, 5]

@@ -13,7 +13,7 @@ from click.shell_completion import BashComplete
 from commandline import repfuse as command_line
 
 import repfuse
-from repfuse.cli import main
+from repfuse.commandline.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,13 +34,13 @@ def test_the_wheel(tmp_path: Path) -> None:
         (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
         metadata = message_from_bytes(wheel.read(f"{info}/METADATA"))
         entries = wheel.read(f"{info}/entry_points.txt").decode()
-    modules = {f"repfuse/{path.name}" for path in (ROOT / "repfuse").glob("*.py")}
-    patterns = {f"repfuse/patterns/{path.name}" for path in (ROOT / "patterns").glob("*.toml")}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "repfuse").rglob("*.py")}
+    patterns = {f"repfuse/families/patterns/{path.name}" for path in (ROOT / "patterns").glob("*.toml")}
     extra = {"repfuse/py.typed", f"{info}/licenses/LICENSE"}
     assert patterns and names >= modules | patterns | extra
     assert all(name.startswith(("repfuse/", info)) for name in names)
     assert (metadata["Version"], metadata["License-Expression"]) == (repfuse.__version__, "Apache-2.0")
-    assert "repfuse = repfuse.cli:main" in entries
+    assert "repfuse = repfuse.commandline.cli:main" in entries
 
 
 def test_the_source_distribution(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_the_source_distribution(tmp_path: Path) -> None:
         "action.yml",
     ):
         assert needed in names
-    assert {f"repfuse/{path.name}" for path in (ROOT / "repfuse").glob("*.py")} <= names
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "repfuse").rglob("*.py")} <= names
 
 
 def test_the_changelog_has_this_version() -> None:
@@ -109,7 +109,7 @@ def test_completion(words: list[str], expected: set[str]) -> None:
 
 
 def test_the_shell_gets_a_script() -> None:
-    code = "from repfuse.cli import main; main(prog_name='repfuse')"
+    code = "from repfuse.commandline.cli import main; main(prog_name='repfuse')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"_REPFUSE_COMPLETE": "zsh_source", "PYTHONPATH": str(ROOT)},

@@ -17,9 +17,9 @@ from commandline import BLOCKED, FAST, enter_folder, files, model, quick, repfus
 
 import repfuse as package
 from repfuse import Outcome, Remark
-from repfuse.details import Details
-from repfuse.page import page
-from repfuse.report import Report
+from repfuse.reporting.details import Details
+from repfuse.reporting.page import page
+from repfuse.reporting.report import Report
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = str(ROOT / "tests" / "models" / "repvgg_a0-narrow.ts.onnx")
@@ -149,7 +149,7 @@ def luminance(colour: str) -> float:
 
 
 def test_text_stands_out_in_both_themes() -> None:
-    style = (ROOT / "repfuse" / "page.html").read_text(encoding="utf-8")
+    style = (ROOT / "repfuse" / "reporting" / "page.html").read_text(encoding="utf-8")
     light, dark = (
         dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in re.findall(r":root \{(.*?)\}", style, re.S)
     )
@@ -223,7 +223,7 @@ def test_a_mismatch_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_missing_is_told_before_the_work_begins(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [*(each for each in sys.modules if each.split(".")[0] == "jinja2"), "repfuse.page"]:
+    for name in [*(each for each in sys.modules if each.split(".")[0] == "jinja2"), "repfuse.reporting.page"]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     done = repfuse("missing.onnx", "out.onnx", "--report", "out.html")

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from repfuse import part
-from repfuse.part import Part, UnrunnableError
+from repfuse.proof import part
+from repfuse.proof.part import Part, UnrunnableError
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 from blocks import fold_bn, topology
 
 from repfuse.errors import BadInputError
-from repfuse.expression import Expression
-from repfuse.patterns import (
+from repfuse.families.expression import Expression
+from repfuse.families.patterns import (
     Branch,
     Example,
     Op,
@@ -198,13 +198,14 @@ def test_what_is_no_text_file_is_refused(mine: Path) -> None:
 
 def test_an_installation_finds_module_and_files(tmp_path: Path) -> None:
     """A wheel has the files in a folder of the module's own name beside it."""
-    package = tmp_path / "repfuse"
-    package.mkdir()
-    for module in ("patterns", "expression", "table", "errors"):
-        shutil.copy(ROOT / "repfuse" / f"{module}.py", package)
-    (package / "__init__.py").touch()
+    package = tmp_path / "repfuse" / "families"
+    shutil.copytree(ROOT / "repfuse" / "families", package)
+    shutil.copy(ROOT / "repfuse" / "errors.py", package.parent)
+    (package.parent / "__init__.py").touch()
     shutil.copytree(ROOT / "patterns", package / "patterns")
-    code = "import repfuse.patterns as p; print(p.__file__, *(each.slug for each in p.load_patterns()), sep='\\n')"
+    code = (
+        "from repfuse.families import patterns as p; print(p.__file__, *(x.slug for x in p.load_patterns()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -213,4 +214,4 @@ def test_an_installation_finds_module_and_files(tmp_path: Path) -> None:
         check=True,
         env={"PYTHONPATH": ""},
     )
-    assert done.stdout.split("\n")[:-1] == [str(package / "patterns.py"), *BY_SLUG]
+    assert done.stdout.split() == [str(package / "patterns.py"), *BY_SLUG]

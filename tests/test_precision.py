@@ -18,8 +18,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from proof import TOLERANCE, difference
 
 from repfuse import fuse
-from repfuse.part import Part, wide
-from repfuse.patterns import load_patterns
+from repfuse.families.patterns import load_patterns
+from repfuse.proof.part import Part, wide
 
 HALF = {"float16": (np.dtype(np.float16), 17), "bfloat16": (np.dtype(ml_dtypes.bfloat16), 22)}
 
@@ -95,7 +95,7 @@ def test_weights_that_half_precision_has_no_digits_for_are_refused() -> None:
 
 
 def test_it_is_right_to_refuse_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repfuse.derive._underflows", lambda *_: False)
+    monkeypatch.setattr("repfuse.rewriting.derive._underflows", lambda *_: False)
     found = errors(tiny(1e-5), np.dtype(np.float16), 0)
     assert found
     (mean, _), (fused_mean, _) = found

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repfuse.ratios import Ratio, compare, outliers
+from repfuse.measures.ratios import Ratio, compare, outliers
 
 seconds = st.floats(1e-6, 10)
 rounds = st.lists(st.tuples(seconds, seconds), min_size=1, max_size=30)

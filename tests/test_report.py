@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from repfuse import listing, report
-from repfuse.bench import Benchmark
-from repfuse.comparison import OutputCheck
-from repfuse.patterns import load_patterns
+from repfuse.commandline import listing
+from repfuse.families.patterns import load_patterns
+from repfuse.measures.bench import Benchmark
+from repfuse.measures.stats import Stats
+from repfuse.proof.comparison import OutputCheck
+from repfuse.proof.verification import BackendNote, Verification
 from repfuse.remarks import Edit, Outcome, Remark
-from repfuse.report import Report
-from repfuse.stats import Stats
-from repfuse.verification import BackendNote, Verification
+from repfuse.reporting import report
+from repfuse.reporting.report import Report
 
 WIDTHS = (80, 120)
 

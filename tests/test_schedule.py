@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from repfuse.schedule import schedule, schedule_file
+from repfuse.measures.schedule import schedule, schedule_file
 
 ROOT = Path(__file__).parents[1]
 X = 2 * 5 * 4

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from commandline import BLOCKED, BRANCHED, FAST, PLAIN, enter_folder, model, repfuse, unchecked, wrong
 
-from repfuse.batching import batch
-from repfuse.schema import KINDS, schema
+from repfuse.jobs.batching import batch
+from repfuse.jobs.schema import KINDS, schema
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from onnx import NodeProto
 from proof import prove
 
 from repfuse import check_blocks, fuse
-from repfuse.blockcheck import LIMIT
 from repfuse.fusion import FuseResult
+from repfuse.proof.blockcheck import LIMIT
 from repfuse.remarks import Outcome
 
 PADDED: dict[str, Any] = {"pads": [1, 1, 1, 1]}

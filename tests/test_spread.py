@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto
 from proof import prove
 
 from repfuse import fuse
-from repfuse.blockcheck import check_blocks
+from repfuse.proof.blockcheck import check_blocks
 
 Build = Callable[[Net], str]
 

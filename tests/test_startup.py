@@ -16,7 +16,7 @@ HEAVY = ("onnxruntime", "openvino", "onnx", "onnx_graphsurgeon", "numpy", "rich"
 ASK = """
 import sys
 from click.testing import CliRunner
-from repfuse.cli import main
+from repfuse.commandline.cli import main
 result = CliRunner().invoke(main, sys.argv[1:], prog_name="repfuse")
 assert result.exit_code == 0, result.output
 print(*sys.modules)

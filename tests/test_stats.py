@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from repfuse.stats import measure, measure_file
+from repfuse.measures.stats import measure, measure_file
 
 
 def parse(text: str) -> onnx.ModelProto:

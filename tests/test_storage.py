@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError
 from nets import Net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from repfuse import BadInputError, fuse, model_io, staging, storage, wire
+from repfuse import BadInputError, fuse
 from repfuse.fusion import fuse_file
-from repfuse.storage import LEAST, MARK, Range, Spill
+from repfuse.model import model_io, staging, storage, wire
+from repfuse.model.storage import LEAST, MARK, Range, Spill
 
 FIXTURES = sorted((Path(__file__).parent / "models").glob("*-narrow.*.onnx"))
 

@@ -14,7 +14,7 @@ import graphs
 import onnx
 import pytest
 
-from repfuse.bench import Benchmark
+from repfuse.measures.bench import Benchmark
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 bench_blocks = importlib.import_module("bench_blocks")

@@ -16,13 +16,13 @@ from nets import Net
 from onnx import helper
 
 from repfuse import BadInputError, Tuning, fuse, tune
-from repfuse.backends import OnnxRuntime
-from repfuse.extract import Source, digest, types_of
-from repfuse.feeds import make_inputs
+from repfuse.choice.plan import BALANCES, SLOWER, Plan
+from repfuse.families.patterns import Example, load_patterns
 from repfuse.fusion import regions_of
-from repfuse.meter import Form, Meter
-from repfuse.patterns import Example, load_patterns
-from repfuse.plan import BALANCES, SLOWER, Plan
+from repfuse.measures.extract import Source, digest, types_of
+from repfuse.measures.meter import Form, Meter
+from repfuse.runtimes.backends import OnnxRuntime
+from repfuse.runtimes.feeds import make_inputs
 
 REPVGG = next(pattern for pattern in load_patterns() if pattern.slug == "repvgg")
 BRANCHES = Example("", ("conv3x3 bn", "conv1x1 bn", "bn"), channels=(4, 4))

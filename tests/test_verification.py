@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from repfuse import verification
-from repfuse.backends import BackendError, OnnxRuntime, OrtSession, structure
-from repfuse.comparison import OutputCheck
 from repfuse.errors import BadInputError
-from repfuse.verification import FEEDS, verify
+from repfuse.proof import verification
+from repfuse.proof.comparison import OutputCheck
+from repfuse.proof.verification import FEEDS, verify
+from repfuse.runtimes.backends import BackendError, OnnxRuntime, OrtSession, structure
 
 F32 = TensorProto.FLOAT
 SHAPE = [1, 4, 16, 16]

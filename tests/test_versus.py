@@ -10,10 +10,10 @@ import pytest
 from commandline import BRANCHED, CONV1, CONV3, enter_folder, files, model, repfuse
 from onnx import helper
 
-from repfuse import versus
-from repfuse.backends import BackendError
-from repfuse.bench import Benchmark, all_threads
-from repfuse.memory import Memory
+from repfuse.jobs import versus
+from repfuse.measures.bench import Benchmark, all_threads
+from repfuse.measures.memory import Memory
+from repfuse.runtimes.backends import BackendError
 
 SHORT = ("--rounds", "1")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from repfuse.window import IDENTITY, Axis, Layout, Refusal, Window, add, compose, emittable, with_rank
+from repfuse.algebra.window import IDENTITY, Axis, Layout, Refusal, Window, add, compose, emittable, with_rank
 
 POINT = Axis()
 PAD = Axis(begin=1, end=1)

@@ -2,8 +2,8 @@
 
 Each block stands three times in a row, with Relu between, as an exporter writes it that folds BatchNormalization
 into the Conv before it. It is timed against what repfuse makes of it; and, where that is something else, against
-what it would be with every group merged into one Conv, whatever that costs. The constants of repfuse/cost.py are
-such that few rows are flagged:
+what it would be with every group merged into one Conv, whatever that costs. The constants of
+repfuse/choice/cost.py are such that few rows are flagged:
 
     slower    the fused block is slower than the original
     missed    merging all would have been clearly faster than what repfuse decided, and slower on no backend
@@ -29,12 +29,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from repfuse import cost
-from repfuse.backends import backends_named
-from repfuse.bench import Benchmark, benchmark
-from repfuse.expression import Expression
+from repfuse.choice import cost
+from repfuse.families.expression import Expression
+from repfuse.families.patterns import Example, Pattern
 from repfuse.fusion import FuseResult, fuse
-from repfuse.patterns import Example, Pattern
+from repfuse.measures.bench import Benchmark, benchmark
+from repfuse.runtimes.backends import backends_named
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from blocks import build, fold_bn  # the tests' builder of blocks

@@ -34,10 +34,11 @@ from pathlib import Path
 
 import onnx
 
-from repfuse import model_io, stats
 from repfuse.errors import BadInputError
 from repfuse.fusion import fuse_file
-from repfuse.storage import Spill
+from repfuse.measures import stats
+from repfuse.model import model_io
+from repfuse.model.storage import Spill
 
 AIM_TIME = 1.3
 """The pass should take at most so many times as long as load and save."""

@@ -28,8 +28,11 @@ import benchmark_page
 import numpy as np
 from benchmark_variants import DEPLOY, ORIGINAL, REPFUSE, VARIANTS, Made, Variant, digest, make, version
 
-from repfuse import stats
-from repfuse.backends import (
+from repfuse.measures import stats
+from repfuse.measures.bench import summarize
+from repfuse.measures.interleave import interleave
+from repfuse.measures.memory import measure_memory
+from repfuse.runtimes.backends import (
     Backend,
     BackendError,
     Feeds,
@@ -38,10 +41,7 @@ from repfuse.backends import (
     backends_named,
     structure,
 )
-from repfuse.bench import summarize
-from repfuse.feeds import make_inputs
-from repfuse.interleave import interleave
-from repfuse.memory import measure_memory
+from repfuse.runtimes.feeds import make_inputs
 
 ROOT = Path(__file__).parents[1]
 

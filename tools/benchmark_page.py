@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmark_variants import DEPLOY, ORIGINAL, REPFUSE, VARIANTS
 
-from repfuse.figures import si
+from repfuse.reporting.figures import si
 
 BEGIN = "<!-- made by tools/benchmark.py -->"
 END = "<!-- end of what was made -->"

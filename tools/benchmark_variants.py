@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 
 import repfuse
-from repfuse import model_io
+from repfuse.model import model_io
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def version(variant: Variant) -> str:
 
 def _fingerprint() -> str:
     root = Path(__file__).parents[1]
-    files = sorted([*(root / "repfuse").glob("*.py"), *(root / "patterns").glob("*.toml")])
+    files = sorted([*(root / "repfuse").rglob("*.py"), *(root / "patterns").glob("*.toml")])
     return hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest()[:8]
 
 

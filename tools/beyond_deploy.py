@@ -13,13 +13,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from repfuse import ratios
-from repfuse.backends import backends_named
-from repfuse.feeds import make_inputs
 from repfuse.fusion import fuse
-from repfuse.interleave import interleave
-from repfuse.model_io import load
-from repfuse.ratios import Ratio
+from repfuse.measures import ratios
+from repfuse.measures.interleave import interleave
+from repfuse.measures.ratios import Ratio
+from repfuse.model.model_io import load
+from repfuse.runtimes.backends import backends_named
+from repfuse.runtimes.feeds import make_inputs
 
 
 def compared(

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mkdocs.structure.files import File
 
 import repfuse
-from repfuse.cli import main
+from repfuse.commandline.cli import main
 
 REPOSITORY = "https://github.com/repfuse/repfuse/blob/main"
 

@@ -1,4 +1,4 @@
-"""Fit the constants of repfuse/cost.py to measured blocks, and say how often they tell a gain from a loss.
+"""Fit the constants of repfuse/choice/cost.py to measured blocks, and say how often they tell a gain from a loss.
 
 The blocks are those of tools/bench_blocks.py, in several shapes, each against other forms of it: what repfuse makes
 of it at any balance, all of it in one Conv, and what it would make if Convs cost what chance says. So forms that
@@ -9,7 +9,7 @@ confusion table, each block is held out in turn in all of its shapes, and predic
 
     python tools/fit_cost.py                    # fit, and print the confusion table
     python tools/fit_cost.py --measure 3600     # measure what is missing first, for so many seconds at most
-    python tools/fit_cost.py --write            # put the constants into repfuse/cost.py
+    python tools/fit_cost.py --write            # put the constants into repfuse/choice/cost.py
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ import numpy.typing as npt
 import onnx
 from bench_blocks import BLOCKS, CHAINS, Block, Chain, Shape, fuse_all
 
-from repfuse import cost
-from repfuse.backends import backends_named
-from repfuse.extract import digest, types_of
-from repfuse.feeds import make_inputs
+from repfuse.algebra.window import Window
+from repfuse.choice import cost
+from repfuse.choice.plan import BALANCES, Plan, Style
 from repfuse.fusion import fuse, regions_of
-from repfuse.meter import Form, Meter, processor
-from repfuse.plan import BALANCES, Plan
-from repfuse.window import Window
+from repfuse.measures.extract import digest, types_of
+from repfuse.measures.meter import Form, Meter, processor
+from repfuse.runtimes.backends import backends_named
+from repfuse.runtimes.feeds import make_inputs
 
 DATA = Path(__file__).with_suffix(".json")
 
@@ -139,8 +139,8 @@ def alternatives(model: onnx.ModelProto) -> list[onnx.ModelProto]:
 
 def _forms(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
     regions = regions_of(model)
-    for balance in BALANCES:
-        made = {place: balance for region in regions for place in region.alternatives.get(balance, ())}
+    for style in map(Style, BALANCES):
+        made = {place: style for region in regions for place in region.alternatives.get(style, ())}
         yield fuse(model, plan=Plan(made)).model
     yield fuse_all(model).model
     for seed in range(DRAWS):
@@ -210,7 +210,7 @@ def load() -> list[Sample]:
 
 
 Constants = tuple[float, float]
-"""`DEPTHWISE` and `MOVED` of repfuse/cost.py."""
+"""`DEPTHWISE` and `MOVED` of repfuse/choice/cost.py."""
 
 GRID = np.array(list(itertools.product(np.geomspace(1, 16, 33), np.geomspace(0.25, 32, 57))))
 """Constants to try, 9 % apart. A multiply-add of a depthwise Conv costs no less than one of a dense Conv."""
@@ -278,7 +278,7 @@ def table(title: str, samples: Sequence[Sample], expected: npt.NDArray[np.bool_]
 
 
 def write(constants: Constants) -> None:
-    """Put constants into repfuse/cost.py."""
+    """Put constants into repfuse/choice/cost.py."""
     path = Path(cost.__file__)
     text = path.read_text(encoding="utf-8")
     for name, value in zip(("DEPTHWISE", "MOVED"), constants, strict=True):
@@ -291,8 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--measure", type=float, default=0.0, metavar="SECONDS", help="measure first")
-    parser.add_argument("--write", action="store_true", help="put the constants into repfuse/cost.py")
-    parser.add_argument("--wrong", action="store_true", help="list what is told wrongly by repfuse/cost.py")
+    parser.add_argument("--write", action="store_true", help="put the constants into repfuse/choice/cost.py")
+    parser.add_argument(
+        "--wrong", action="store_true", help="list what is told wrongly by repfuse/choice/cost.py"
+    )
     options = parser.parse_args(arguments)
     samples = load()
     if options.measure:
@@ -311,7 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fewer = gains(samples, (1.0, 0.0))[0]
     for title, guess in (("always a gain", np.ones(len(samples), bool)), ("fewer multiply-adds", fewer)):
         print(next(table(title, samples, guess)))
-    print(*table("repfuse/cost.py: DEPTHWISE {:g}, MOVED {:g}".format(*stated), samples, now), sep="\n")
+    print(
+        *table("repfuse/choice/cost.py: DEPTHWISE {:g}, MOVED {:g}".format(*stated), samples, now), sep="\n"
+    )
     for sample, good in zip(samples, right(samples, now), strict=True):
         if options.wrong and not good:
             print(f"    wrong: {sample.block} {sample.shape}: {sample.ratio:.2f}, {sample.ratios}")

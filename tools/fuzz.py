@@ -29,7 +29,8 @@ from fuzz_oracle import Array, evaluate
 from fuzz_shrink import shrunk
 from onnx import TensorProto, helper
 
-from repfuse import cost, fuse
+from repfuse import fuse
+from repfuse.choice import cost
 
 EPS: dict[int, float] = {
     TensorProto.DOUBLE: 2.0**-52,

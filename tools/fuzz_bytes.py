@@ -24,7 +24,7 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from repfuse.cli import main as command_line
+from repfuse.commandline.cli import main as command_line
 
 MODELS = Path(__file__).parents[1] / "tests" / "models"
 

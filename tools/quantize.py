@@ -20,9 +20,9 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import repfuse
-from repfuse.backends import Array, OnnxRuntime
-from repfuse.feeds import make_inputs
-from repfuse.int8 import LEVELS, compare
+from repfuse.measures.int8 import LEVELS, compare
+from repfuse.runtimes.backends import Array, OnnxRuntime
+from repfuse.runtimes.feeds import make_inputs
 
 Feeds = Mapping[str, Array]
 

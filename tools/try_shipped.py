@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 import repfuse
-from repfuse import model_io
-from repfuse.backends import backends_named
-from repfuse.bench import Benchmark
+from repfuse.measures.bench import Benchmark
+from repfuse.model import model_io
+from repfuse.runtimes.backends import backends_named
 
 PACKAGES = (
     "rapidocr-onnxruntime",

@@ -18,7 +18,7 @@ from pathlib import Path
 import zoo_onnx
 
 import repfuse
-from repfuse import model_io
+from repfuse.model import model_io
 
 
 def fused(path: Path) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 
 from repfuse.errors import VerificationError
 from repfuse.fusion import fuse
-from repfuse.verification import verify
+from repfuse.proof.verification import verify
 
 
 class RepFuse(Pass):  # type: ignore[misc]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import openvino
 
-from repfuse import model_io, wire
 from repfuse.fusion import fuse
+from repfuse.model import model_io, wire
 
 if TYPE_CHECKING:
-    from repfuse.convert import Source
+    from repfuse.model.convert import Source
 
 
 def read_model(

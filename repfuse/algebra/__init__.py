@@ -1,0 +1,1 @@
+"""Linear ops as geometry and as numbers; no ONNX."""

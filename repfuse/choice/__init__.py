@@ -1,0 +1,1 @@
+"""What is to be merged: what each way costs, and which together cost least."""

@@ -1,0 +1,1 @@
+"""The block families in `patterns/`, and which of them a group is."""

@@ -1,0 +1,1 @@
+"""What a graph says, read only, and how it is edited."""

@@ -1,0 +1,334 @@
+"""Deciding what to fuse by measuring: each group, and each alternative to it, alone; then the whole model.
+
+A region of the graph (see `choice.plan`) is cut out, as it is and as each alternative makes it, and these forms
+are run in turn on each backend. An alternative wins where it is faster, by the geometric mean over the backends and
+with 95 % confidence, and slower on none. What is lost in the noise, or for which there is no time, is for the cost
+model to say. In the end the whole model says whether all of that together is faster, or what won, or neither.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from repfuse.choice.plan import Place, Plan, Region, Style
+from repfuse.fusion import FuseResult, fuse_file, regions_of
+from repfuse.measures.decide import NEVER_BELOW, Ratios, bearable, best, decide, plans
+from repfuse.measures.extract import Source, digest, static, types_of
+from repfuse.measures.meter import Form, Meter
+from repfuse.measures.ratios import Ratio
+from repfuse.model import model_io
+from repfuse.model.storage import Spill
+from repfuse.runtimes.backends import Array, Backend, ModelSource, backends_named
+from repfuse.runtimes.feeds import make_inputs
+from repfuse.runtimes.inputs import Range, resolve_inputs
+
+BUDGET = 60.0
+"""Seconds."""
+
+_WHOLE = 0.3
+"""The share of the budget for the whole model."""
+
+_LOADING = 2.0
+"""How many times as long as its timed rounds a measurement takes, roughly."""
+
+_SECONDS = (0.1, 2.0)
+"""Of timed rounds in a measurement, at least and at most."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found out about one region.
+
+    Attributes:
+        graph: The graph that holds it; empty for the main graph.
+        outputs: The tensors that it computes.
+        ratios: By the backend's title, how many times faster the best alternative is; empty where it was not
+            measured.
+        verdict: `faster`, `slower` or `same`; `unmeasured` where the cost model decided.
+        fused: Whether something in it is to be fused.
+        narrow: Whether what is fused does without the columns of zeros that `choice.cost.fastest` would add.
+    """
+
+    graph: str
+    outputs: tuple[str, ...]
+    ratios: Ratios
+    verdict: str
+    fused: bool
+    narrow: bool = False
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What measuring found out.
+
+    Attributes:
+        plan: What to fuse: for `repfuse.fuse(plan=...)`.
+        trials: What was found out about each region, in the order of the graph.
+        ratios: How many times faster the whole model is with this plan, by the backend's title; empty where
+            nothing is to be fused.
+        measured: How many comparisons were run; the others were known.
+    """
+
+    plan: Plan
+    trials: tuple[Trial, ...]
+    ratios: Ratios
+    measured: int
+
+
+def tune(
+    model: ModelSource,
+    *,
+    patterns: Sequence[str] | None = None,
+    backend: str = "all",
+    threads: int = 1,
+    seed: int = 0,
+    keep_opset: bool = False,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_data: Mapping[str, Array] | None = None,
+    input_ranges: Mapping[str, Range] | None = None,
+    budget: float = BUDGET,
+    cache: Path | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Tuning:
+    """Find out by measuring which groups of a model are faster fused.
+
+    Args:
+        model: The model, or its path. It is not changed.
+        patterns: As for `repfuse.fuse`.
+        backend: `ort`, `openvino` or `all`.
+        threads: Threads for the runtimes.
+        seed: Of drawn inputs.
+        keep_opset: As for `repfuse.fuse`.
+        input_shapes: Shapes by input name, where the model leaves them open.
+        input_data: Arrays by input name, for the whole model.
+        input_ranges: The least and the largest value by input name.
+        budget: Seconds for measuring, roughly; what there is no time for is left to the cost model.
+        cache: A file in which measurements are kept. With the same measurements the result is the same.
+        on_progress: Told, in a few words, what happens next.
+
+    Raises:
+        BadInputError: The model, inputs or the cache cannot be used, or there is no such backend.
+    """
+    meter = Meter(threads=threads, file=cache)
+    feeding = {"shapes": input_shapes, "data": input_data, "ranges": input_ranges}
+    with tempfile.TemporaryDirectory(prefix="repfuse-tune-") as folder:
+        path = Path(folder, "model.onnx")
+        if isinstance(model, ModelProto):
+            model_io.save(model, path)
+        else:
+            path = Path(model)
+        fuse = functools.partial(fuse_file, path, patterns=patterns, keep_opset=keep_opset)
+        search = _Search(path, patterns, fuse, backends_named(backend), meter, Path(folder), on_progress)
+        return search.run(feeding, seed, budget)
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One alternative in a region, cut out."""
+
+    style: Style
+    form: Form
+
+
+_Piece = tuple[Form, list[_Option]]
+"""A region cut out: as it is, and its alternatives."""
+
+
+class _Search:
+    def __init__(
+        self,
+        path: Path,
+        patterns: Sequence[str] | None,
+        fuse: Callable[..., FuseResult],
+        backends: Sequence[Backend],
+        meter: Meter,
+        folder: Path,
+        on_progress: Callable[[str], None] | None,
+    ) -> None:
+        self._path = path
+        self._patterns = patterns
+        self._fuse = fuse
+        self._backends = backends
+        self._meter = meter
+        self._folder = folder
+        self._say = on_progress or (lambda _: None)
+        self._plans = 0
+
+    def run(self, feeding: Mapping[str, Any], seed: int, budget: float) -> Tuning:
+        self._say("finding groups")
+        regions = regions_of(model_io.read(self._path), patterns=self._patterns)
+        bare = self._made(Plan())
+        if not regions and not bare.changed:
+            return Tuning(Plan(), (), {}, 0)
+        inputs = resolve_inputs(self._path, **feeding)
+        extents = {entry.name: entry.shape for entry in inputs}
+        pieces = self._pieces(regions, bare, extents)
+        ratios = self._measured(pieces, (1 - _WHOLE) * budget)
+        decisions = [decide(region, found) for region, found in zip(regions, ratios, strict=True)]
+
+        def feed() -> dict[str, Array]:
+            return make_inputs(self._path, count=1, seed=seed, **feeding)[0]
+
+        seconds = _within(_WHOLE * budget / len(self._backends) / _LOADING, 3.0)
+        tried = plans(regions, decisions)
+        always = {(edit.graph, edit.output) for edit in bare.edits}
+        nothing = Plan(left=frozenset(always.union(*(set(plan.made) | plan.left for plan in tried))))
+        plan, whole = self._confirmed(tried, extents, feed, seconds) or (nothing, {})
+        trials = []
+        for region, decision in zip(regions, decisions, strict=True):
+            made = [plan.made[place] for place in _places(region) if place in plan.made]
+            narrow = not all(style.widened for style in made)
+            trials.append(
+                Trial(region.graph, region.outputs, decision.ratios, decision.verdict, bool(made), narrow)
+            )
+        return Tuning(plan, tuple(trials), whole, self._meter.measured)
+
+    def _made(self, plan: Plan) -> FuseResult:
+        """The model as a plan makes it; its weights lie in a file."""
+        self._plans += 1
+        return self._fuse(Spill(self._folder / f"{self._plans}.weights"), plan=plan)
+
+    def _pieces(
+        self, regions: Sequence[Region], bare: FuseResult, extents: Mapping[str, Sequence[int]]
+    ) -> list[_Piece | None]:
+        """Each region cut out, as it is and as its alternatives make it; None where that cannot be done.
+
+        `bare`: the model without any group fused. What is rewritten whatever the plan is in all forms.
+        """
+        types = types_of(model_io.read(self._path), extents)
+        before = Source(bare.model, types)
+        after = {
+            style: Source(self._made(_followed(regions, style)).model, types)
+            for style in dict.fromkeys(style for region in regions for style in region.alternatives)
+        }
+        computed = frozenset[str]().union(*(region.computed for region in regions))
+        pieces: list[_Piece | None] = []
+        for region in regions:
+            pieces.append(None)
+            if region.graph:
+                continue
+            ends, beside = before.followers(region.outputs, computed)
+            inputs = dict.fromkeys((*region.inputs, *beside))
+            form = _form(before, inputs, ends)
+            known = {form.digest} if form else set()
+            options = []
+            for style in region.alternatives:
+                made = _form(after[style], inputs, ends)
+                if form and made and _fed(made) == _fed(form) and made.digest not in known:
+                    known.add(made.digest)
+                    options.append(_Option(style, made))
+            if form and options:
+                pieces[-1] = form, options
+        return pieces
+
+    def _measured(self, pieces: Sequence[_Piece | None], budget: float) -> list[dict[Style, Ratios]]:
+        """For each region the ratios of its alternatives, by their style; none where there was no time."""
+        keyed = {tuple(form.digest for form in _forms(piece)): piece for piece in pieces if piece}
+        counts = Counter(tuple(form.digest for form in _forms(piece)) for piece in pieces if piece)
+        jobs = [  # what stands often is measured first: there is the most to be gained
+            (keyed[key], backend)
+            for key, _ in counts.most_common()
+            for backend in self._backends
+            if not self._meter.knows(_forms(keyed[key]), backend)
+        ]
+        seconds = _within(budget / max(1, len(jobs)) / _LOADING, _SECONDS[1])
+        started = time.perf_counter()
+        for number, (piece, backend) in enumerate(jobs):
+            spent = time.perf_counter() - started
+            if spent > budget:
+                break
+            left = spent / number * (len(jobs) - number) if number else 2 * seconds * len(jobs)
+            self._say(f"{number + 1} of {len(jobs)}, about {min(left, budget - spent):.0f} s left")
+            self._compare(piece, backend, seconds)
+        return [self._known(piece) if piece else {} for piece in pieces]
+
+    def _compare(self, piece: _Piece, backend: Backend, seconds: float) -> list[Ratio] | None:
+        before = piece[0].model
+        return self._meter.compare(
+            _forms(piece), backend, lambda: make_inputs(before, count=1, seed=0)[0], seconds=seconds
+        )
+
+    def _known(self, piece: _Piece) -> dict[Style, Ratios]:
+        """What is known of a region's alternatives; nothing if some backend's measurement is missing."""
+        if not all(self._meter.knows(_forms(piece), backend) for backend in self._backends):
+            return {}
+        found: dict[Style, dict[str, Ratio]] = {option.style: {} for option in piece[1]}
+        for backend in self._backends:
+            for option, ratio in zip(piece[1], self._compare(piece, backend, 0.0) or (), strict=False):
+                found[option.style][backend.title] = ratio
+        return {style: each for style, each in found.items() if each}
+
+    def _confirmed(
+        self,
+        plans: Sequence[Plan],
+        extents: Mapping[str, Sequence[int]],
+        feed: Callable[[], dict[str, Array]],
+        seconds: float,
+    ) -> tuple[Plan, Ratios] | None:
+        """The first plan with which the whole model is slower nowhere, or one that is clearly faster."""
+        self._say("measuring the whole model")
+        forms = [self._whole(self._path, extents)]
+        tried = []
+        for number, plan in enumerate(plans):
+            result = self._made(plan)
+            if result.changed:
+                target = self._folder / f"plan-{number}.onnx"
+                model_io.write(result.model, target)
+                form = self._whole(target, extents)
+                if form.digest not in {each.digest for each in forms}:
+                    forms.append(form)
+                    tried.append(plan)
+        if not tried:
+            return None
+        found: list[dict[str, Ratio]] = [{} for _ in tried]
+        for backend in self._backends:
+            for each, ratio in zip(
+                found,
+                self._meter.compare(forms, backend, feed, seconds=seconds, limit=NEVER_BELOW) or (),
+                strict=False,
+            ):
+                each[backend.title] = ratio
+        if not any(found):  # no backend runs the model: there is only the cost model to go by
+            return tried[0], {}
+        return best(
+            [(plan, each) for plan, each in zip(tried, found, strict=True) if bearable(each)], sure=True
+        )
+
+    def _whole(self, path: Path, extents: Mapping[str, Sequence[int]]) -> Form:
+        return Form(path, digest(static(model_io.read(path), extents)))
+
+
+def _places(region: Region) -> set[Place]:
+    return {place for places in region.alternatives.values() for place in places}
+
+
+def _followed(regions: Sequence[Region], style: Style) -> Plan:
+    """One style followed in all regions."""
+    return Plan({place: style for region in regions for place in region.alternatives.get(style, ())})
+
+
+def _forms(piece: _Piece) -> list[Form]:
+    return [piece[0], *(option.form for option in piece[1])]
+
+
+def _form(source: Source, inputs: Collection[str], outputs: Sequence[str]) -> Form | None:
+    model = source.cut(inputs, outputs)
+    return Form(model, digest(model)) if model else None
+
+
+def _fed(form: Form) -> list[str]:
+    assert isinstance(form.model, ModelProto)
+    return [entry.name for entry in form.model.graph.input]
+
+
+def _within(seconds: float, most: float) -> float:
+    return min(max(seconds, _SECONDS[0]), most)

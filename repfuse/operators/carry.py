@@ -1,0 +1,149 @@
+"""Ops that move elements or average them, and leave channels what they are: Transpose, Reshape, pooling to 1x1.
+
+Such an op does the same to each channel and maps a constant to itself. So a pointwise op, however it mixes
+channels, gives the same before it and behind it, if it then acts along the axis to which the channels went:
+
+    carry(W x + b) = W carry(x) + b
+
+That lets a kernel pass: a BatchNormalization before GlobalAveragePool and Flatten goes into the Gemm behind them,
+one behind a Reshape into the MatMul before it. The op itself stays, and is put on what the kernel leaves it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from repfuse.algebra.window import Axis, Layout, Refusal, Window
+from repfuse.graph.operands import integers_at
+from repfuse.graph.view import Scope
+from repfuse.model.nodes import Node
+from repfuse.model.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Carry:
+    """An op that carries channels from one axis to another.
+
+    Attributes:
+        source: The tensor that it acts on.
+        places: Where each axis goes that stays whole: from its number to that in the output.
+        ranks: How many axes its input has, and its output.
+        density: How many elements it reads for each that it gives.
+        extents: Those that a Reshape was told, in which the number of channels may be replaced; else empty.
+        rigid: Whether it would fail for another number of channels.
+    """
+
+    source: str
+    places: Mapping[int, int]
+    ranks: tuple[int, int]
+    density: float = 1.0
+    extents: tuple[int, ...] = ()
+    rigid: bool = False
+
+    def through(self, window: Window) -> Window | Refusal:
+        """A pointwise op before the carrying one, as it acts behind it."""
+        return _moved(window, self.places, *self.ranks)
+
+    def back(self, window: Window) -> Window | Refusal:
+        """A pointwise op behind the carrying one, as it acts before it."""
+        return _moved(window, {to: at for at, to in self.places.items()}, *self.ranks[::-1])
+
+
+def axis_of(window: Window, rank: int) -> int:
+    """The axis that holds a window's channels in a tensor of so many axes."""
+    return 1 if window.layout is Layout.SECOND else rank - 1
+
+
+def _moved(window: Window, places: Mapping[int, int], before: int, after: int) -> Window | Refusal:
+    if not window.pointwise:
+        return Refusal("has taps, and cannot pass an op that moves or averages elements")
+    if window.channels is None:
+        return replace(window, axes=(), layout=Layout.ANY)
+    if window.axes and len(window.axes) != before - 2:
+        return Refusal(f"acts on {len(window.axes)} spatial axes, and the tensor has {before - 2}")
+    axis = places.get(axis_of(window, before))
+    if axis == 1:
+        flat = after == 2
+        return replace(
+            window,
+            axes=() if flat else (Axis(),) * (after - 2),
+            layout=Layout.FLAT if flat else Layout.SECOND,
+        )
+    if axis is not None and axis == after - 1 > 0:
+        return replace(window, axes=(), layout=Layout.LAST)
+    return Refusal("has channels that an op takes apart or moves to an axis on which no kernel acts")
+
+
+def carry(node: Node, scope: Scope) -> Carry | None:
+    """Read a node as an op that carries channels; None if it is none, or shapes do not show it."""
+    reader = CARRIERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if reader is None or node.refers or not node.input[0]:
+        return None
+    before, after = scope.shape_of(node.input[0]), scope.shape_of(node.output[0])
+    if before is None or after is None or len(before) < 2 or len(after) < 2:
+        return None
+    return reader(node, scope, before, after)
+
+
+def _transpose(node: Node, _: Scope, before: Shape, after: Shape) -> Carry:
+    """Read Transpose, of any version."""
+    order = list(node.attributes.get("perm") or range(len(before))[::-1])
+    return Carry(node.input[0], {at: to for to, at in enumerate(order)}, (len(before), len(after)))
+
+
+def _reshape(node: Node, scope: Scope, before: Shape, after: Shape) -> Carry:
+    """Read Reshape, versions 5 to 25; Flatten, Squeeze and Unsqueeze, which are Reshapes, too."""
+    places = {at: to for at in range(len(before)) for to in range(len(after)) if _same(before, after, at, to)}
+    if node.op_type != "Reshape":
+        return Carry(node.input[0], places, (len(before), len(after)))
+    extents = tuple(integers_at(node, 1, scope) or ())
+    # A 0 copies the extent of the input's axis of that number, which may not be the one that goes there.
+    rigid = len(extents) != len(after) or any(extents[to] == 0 and at != to for at, to in places.items())
+    return Carry(node.input[0], places, (len(before), len(after)), 1.0, extents, rigid)
+
+
+def _same(before: Shape, after: Shape, at: int, to: int) -> bool:
+    """Whether an axis holds the same elements before and after: as many come before or behind each of them."""
+    extent = before[at]
+    if not isinstance(extent, int) or extent == 1 or extent != after[to]:
+        return False
+    if before[:at] == after[:to] and None not in before[:at]:
+        return True
+    behind = before[at + 1 :], after[to + 1 :]
+    if behind[0] == behind[1] and None not in behind[0]:
+        return True
+    known = [math.prod(n for n in extents if isinstance(n, int)) for extents in behind]
+    return known[0] == known[1] and all(isinstance(n, int) for extents in behind for n in extents)
+
+
+def _mean(node: Node, scope: Scope, before: Shape, after: Shape) -> Carry | None:
+    """Read GlobalAveragePool, and ReduceMean, versions 1 to 18, whose axes became an input."""
+    attributes = node.attributes
+    axes: Sequence[int] | None = range(2, len(before))
+    if node.op_type == "ReduceMean":
+        axes = integers_at(node, 1, scope, attributes.get("axes"))
+    if not axes:
+        return None
+    gone = {axis % len(before) for axis in axes}
+    keeps = node.op_type != "ReduceMean" or attributes.get("keepdims", 1)
+    left = [axis for axis in range(len(before)) if keeps or axis not in gone]
+    places = {at: to for to, at in enumerate(left) if at not in gone}
+    extents = [before[axis] for axis in gone]
+    density = math.prod(n if isinstance(n, int) else _USUAL for n in extents)
+    return Carry(node.input[0], places, (len(before), len(after)), density)
+
+
+_USUAL = 7
+"""An extent before the last pooling where none is declared."""
+
+CARRIERS: Mapping[str, Callable[[Node, Scope, Shape, Shape], Carry | None]] = {
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Flatten": _reshape,
+    "Squeeze": _reshape,
+    "Unsqueeze": _reshape,
+    "GlobalAveragePool": _mean,
+    "ReduceMean": _mean,
+}

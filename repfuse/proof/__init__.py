@@ -1,0 +1,1 @@
+"""Whether two models, or two parts of them, compute the same."""

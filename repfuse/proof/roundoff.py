@@ -1,0 +1,71 @@
+"""What rounding may change: the weights of new nodes, each once, and float64 itself.
+
+A deviation is told in units in the last place (ulp), as the error per weight that would account for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from repfuse.proof.part import Array, Part, wide
+
+ARITHMETIC = 2.0**-44
+"""What float64 itself may lose, as a share of the largest value on the way: 500 roundings that all add up."""
+
+_PRECISION = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149), "float64": (53, -1074)}
+"""Of each type: the bits of a significand, and the exponent of the smallest number."""
+
+
+def rounded_off(added: Sequence[NodeProto], after: Part) -> Part:
+    """New nodes with what was rounded off their weights at most in place of these."""
+    names = {name for node in added for name in node.input if name in after.constants}
+    values = {name: after.constants[name] for name in names}
+    floats = {name: half_ulp(value) for name, value in values.items() if value.dtype.kind in "fV"}
+    return Part(added, values | floats, after.imports)
+
+
+def to_the(power: int, part: Part) -> Part:
+    """A part whose weights are raised to a power; shapes and axes are not."""
+    if power == 1:
+        return part
+    constants = {
+        name: value**power if value.dtype.kind == "f" else value for name, value in part.constants.items()
+    }
+    return Part(part.nodes, constants, part.imports)
+
+
+def units(expected: Array, actual: Array, bound: Array) -> float:
+    """The largest deviation in units in the last place of each weight; infinite where shapes differ.
+
+    Half a unit of each is what the bound stands for.
+    """
+    if expected.shape != actual.shape:
+        return math.inf
+    deviation = np.abs(expected - actual)
+    with np.errstate(all="ignore"):  # zero by zero, where both sides are
+        ulps = deviation / bound / 2
+    return float(np.nan_to_num(np.max(ulps, where=deviation != 0, initial=0), nan=np.inf, posinf=np.inf))
+
+
+def half_ulp(values: Array) -> Array:
+    """Half the distance between neighbours of a value's type, the most that rounding to it can change."""
+    bits, least = _PRECISION[values.dtype.name]
+    # The exponent's bits alone are the power of two below a value; of numbers that have fewer digits, zero.
+    exponent = np.asarray(np.inf, values.dtype).view(f"u{values.dtype.itemsize}")
+    powers = wide((values.view(exponent.dtype) & exponent).view(values.dtype))
+    powers *= 2.0**-bits
+    return np.asarray(np.maximum(powers, 2.0 ** (least - 1), out=powers))
+
+
+def largest_of_rows(values: Sequence[Array]) -> Any:
+    """The largest magnitude that any of some tensors, batch first, has in each row; it broadcasts to all."""
+    rows, axes = len(values[0]), values[-1].ndim - 1
+    floats = (np.abs(value) for value in values if value.dtype.kind == "f" and value.size)
+    # What has not so many rows is no value of the block's, but one that is the same for all of them.
+    largest = [v.reshape(rows, -1).max(axis=1) if len(v) == rows else np.full(rows, v.max()) for v in floats]
+    return np.max(largest, axis=0).reshape(-1, *[1] * axes)

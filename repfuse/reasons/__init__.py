@@ -1,0 +1,1 @@
+"""Why something was left alone, and what merging it would save."""

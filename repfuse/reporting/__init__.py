@@ -1,0 +1,1 @@
+"""Telling results to people and programs."""

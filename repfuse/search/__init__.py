@@ -1,0 +1,1 @@
+"""What may be merged: from which tensors each tensor follows linearly."""
