@@ -64,21 +64,22 @@ CLEAR, DOUBTFUL = (0.8, 0.81, 0.79, 0.8), (0.8, 1.2, 0.7, 1.2)
 
 
 @pytest.mark.parametrize(
-    ("shares", "limit", "left"),
+    ("shares", "limit", "seconds", "left"),
     [
-        pytest.param([CLEAR] * 5, 0.99, 4, id="clear"),
-        pytest.param([DOUBTFUL, CLEAR, CLEAR, CLEAR, CLEAR], 0.99, 2, id="clear in the end"),
-        pytest.param([DOUBTFUL] * 5, 0.99, 1, id="never clear"),
-        pytest.param([DOUBTFUL] * 5, None, 4, id="of no consequence"),
+        pytest.param([CLEAR] * 5, 0.99, 100.0, 4, id="clear"),
+        pytest.param([DOUBTFUL, CLEAR, CLEAR, CLEAR, CLEAR], 0.99, 100.0, 2, id="clear in the end"),
+        pytest.param([DOUBTFUL] * 5, 0.99, 100.0, 1, id="never clear"),
+        pytest.param([DOUBTFUL] * 5, 0.99, 0.0, 4, id="late"),
+        pytest.param([DOUBTFUL] * 5, None, 100.0, 4, id="of no consequence"),
     ],
 )
 def test_what_is_not_certain_is_measured_again(
-    shares: list[Sequence[float]], limit: float | None, left: int
+    shares: list[Sequence[float]], limit: float | None, seconds: float, left: int
 ) -> None:
     meter, script = Meter(threads=1), Scripted(*shares)
     meter._child = script  # type: ignore[assignment]
     forms = [Form(chain(length), str(length)) for length in (2, 1)]
-    found = meter.compare(forms, OnnxRuntime(), dict, seconds=1.0, limit=limit)
+    found = meter.compare(forms, OnnxRuntime(), dict, seconds=seconds, limit=limit)
     assert found
     assert len(script.shares) == left
     assert meter.measured == 1
