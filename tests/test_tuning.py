@@ -409,6 +409,17 @@ def test_what_another_part_may_do_away_with_does_not_follow() -> None:
     assert ends == (first,)
 
 
+def test_groups_that_do_away_with_a_tensor_together_are_one_region() -> None:
+    net = Net(64, (9, 9))
+    scaled = net.per_channel("Mul", net.node("Relu", net.x))
+    ends = [net.node("Relu", net.conv(scaled, 3, group=64)) for _ in range(2)]
+    model = net.model(*ends)
+    assert len(fuse(model).edits) == 2
+    (region,) = regions_of(model)
+    assert len(region.outputs) == 2
+    assert scaled in region.computed
+
+
 def test_forms_of_a_part_are_fed_alike(measuring: Callable[[Measure], list[str]]) -> None:
     net = Net(4, (9, 9), dtype=onnx.TensorProto.FLOAT)
     stays = net.conv(net.node("Relu", net.x), 1, (4, 16))

@@ -95,7 +95,7 @@ def regions(groups: Groups, fits: Fits) -> list[Region]:
     """The regions of a graph, in its order, with what may be done in each."""
     choices = {balance: _choice(groups, fits, balance) for balance in BALANCES}
     found = []
-    for nodes in _united(each.replaced for choice in choices.values() for each in choice):
+    for nodes in _united(each for choice in choices.values() for each in _together(groups, choice)):
         alternatives: dict[Style, tuple[Place, ...]] = {}
         known: set[tuple[object, ...]] = set()
         read: dict[str, None] = {}
@@ -119,6 +119,15 @@ def place_of(groups: Groups, candidate: Candidate) -> Place:
 def _choice(groups: Groups, fits: Fits, balance: float) -> list[Candidate]:
     with cost.balance(balance):
         return choose(groups, fits)
+
+
+def _together(groups: Groups, choice: Sequence[Candidate]) -> Iterator[frozenset[int]]:
+    """What each candidate replaces, with what others do whose inner tensors it reads: these go only with both."""
+    scope = groups.scope
+    owners = {node: each.replaced for each in choice for node in each.replaced - {each.root}}
+    for each in choice:
+        read = {scope.producer(name) for node in each.replaced for name in scope.nodes[node].input}
+        yield each.replaced.union(*(owners[node] for node in read if node in owners))
 
 
 def _styles(balance: float, candidates: Sequence[Candidate]) -> Iterator[Style]:
