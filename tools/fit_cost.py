@@ -34,7 +34,7 @@ from bench_blocks import BLOCKS, CHAINS, Block, Chain, Shape, fuse_all
 
 from repfuse.algebra.window import Window
 from repfuse.choice import cost
-from repfuse.choice.plan import BALANCES, Plan, Style
+from repfuse.choice.plan import BALANCES, Style, followed
 from repfuse.fusion import fuse, regions_of
 from repfuse.measures.extract import digest, types_of
 from repfuse.measures.meter import Form, Meter, processor
@@ -139,9 +139,8 @@ def alternatives(model: onnx.ModelProto) -> list[onnx.ModelProto]:
 
 def _forms(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
     regions = regions_of(model)
-    for style in map(Style, BALANCES):
-        made = {place: style for region in regions for place in region.alternatives.get(style, ())}
-        yield fuse(model, plan=Plan(made)).model
+    for balance in BALANCES:
+        yield fuse(model, plan=followed(regions, Style(balance))).model
     yield fuse_all(model).model
     for seed in range(DRAWS):
         with mock.patch.object(cost, "conv", lambda window, seed=seed: _price(window, seed)):

@@ -111,6 +111,11 @@ def regions(groups: Groups, fits: Fits) -> list[Region]:
     return found
 
 
+def followed(regions: Iterable[Region], style: Style) -> Plan:
+    """The plan to follow one style in all regions."""
+    return Plan({place: style for region in regions for place in region.alternatives.get(style, ())})
+
+
 def place_of(groups: Groups, candidate: Candidate) -> Place:
     """Where a candidate is."""
     return groups.scope.label, groups.output(candidate.root)

@@ -19,7 +19,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from repfuse.choice.plan import Place, Plan, Region, Style
+from repfuse.choice.plan import Place, Plan, Region, Style, followed
 from repfuse.fusion import FuseResult, fuse_file, regions_of
 from repfuse.measures.decide import NEVER_BELOW, Ratios, bearable, best, decide, plans
 from repfuse.measures.extract import Source, digest, static, types_of
@@ -207,7 +207,7 @@ class _Search:
         types = types_of(model_io.read(self._path), extents)
         before = Source(bare.model, types)
         after = {
-            style: Source(self._made(_followed(regions, style)).model, types)
+            style: Source(self._made(followed(regions, style)).model, types)
             for style in dict.fromkeys(style for region in regions for style in region.alternatives)
         }
         computed = frozenset[str]().union(*(region.computed for region in regions))
@@ -309,11 +309,6 @@ class _Search:
 
 def _places(region: Region) -> set[Place]:
     return {place for places in region.alternatives.values() for place in places}
-
-
-def _followed(regions: Sequence[Region], style: Style) -> Plan:
-    """One style followed in all regions."""
-    return Plan({place: style for region in regions for place in region.alternatives.get(style, ())})
 
 
 def _forms(piece: _Piece) -> list[Form]:
