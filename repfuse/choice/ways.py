@@ -277,24 +277,29 @@ class Ways:
 
     @cached_property
     def _widths(self) -> dict[int, int]:
-        """How many channels tensors have: what computes them may say so, then what uses them, then others."""
-        groups, widths, inputs = self._groups, dict[int, int](), dict[int, list[int]]()
+        """How many channels tensors have: what computes them may say so, else what is before and what uses them.
+
+        These differ where a MatMul has them along the last axis and a Conv along another; then the fewer count.
+        """
+        groups, widths, inputs, own = self._groups, dict[int, int](), dict[int, list[int]](), set[int]()
         for position in self.positions:
             lifted = groups.lifted.get(position)
             widths[position] = lifted.window.channels[0] if lifted and lifted.window.channels else 0
             inputs[position] = [n for n, _ in self._needs((t, 1) for t in groups.data_inputs(position))]
-        for _ in range(2):  # operands of a join may tell of each other
-            for position in reversed(self.positions):
-                if position in groups.stacks:  # how many are whose cannot be told
-                    continue
-                lifted = groups.lifted.get(position)
-                width = lifted.window.channels[1] if lifted and lifted.window.channels else widths[position]
-                for number in inputs[position]:
-                    widths[number] = widths[number] or width
-            for position in self.positions:
+            if widths[position]:
+                own.add(position)
+            else:
                 known = [widths[number] for number in inputs[position]]
-                total = sum(known) if position in groups.stacks else max(known, default=0)
-                widths[position] = widths[position] or total
+                widths[position] = sum(known) if position in groups.stacks else max(known, default=0)
+        for position in reversed(self.positions):
+            if position in groups.stacks:  # how many are whose cannot be told
+                continue
+            lifted = groups.lifted.get(position)
+            width = lifted.window.channels[1] if lifted and lifted.window.channels else widths[position]
+            for number in inputs[position]:
+                known = [each for each in (widths[number], width) if each]
+                if known and number not in own:
+                    widths[number] = known[0] if number in groups.stacks else min(known)
         return {position: width or 1 for position, width in widths.items()}
 
     def _needs(self, tensors: Iterable[tuple[str, float]]) -> tuple[tuple[int, float], ...]:
