@@ -248,6 +248,11 @@ def test_every_mutant_of_other_kinds_is_caught(build: Callable[[Net], str]) -> N
     assert_all_caught(net.model(build(net)))
 
 
+def test_every_mutant_across_a_pooling_is_caught_whatever_the_extents() -> None:
+    net = Net(dtype=TensorProto.FLOAT, extents=("H", "W"))
+    assert_all_caught(net.model(across_a_pooling(net)))
+
+
 def test_every_mutant_of_a_matmul_is_caught() -> None:
     net = Net(dtype=TensorProto.FLOAT, extents=(6,))
     assert_all_caught(net.model(two_matmuls(net)))

@@ -53,6 +53,9 @@ _HOEFFDING = 8.0
 _KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Concat"}
 """What new nodes are, but for those that move or average elements."""
 
+_POOLS = {"GlobalAveragePool", "ReduceMean"}
+"""Those of the others that act on maps of any extents alike."""
+
 _WIDE, _SAMPLES, _FAR = 8.0, 2**12 + 1, 1000.0
 """Where functions of single elements are compared: at so many places from -8 to 8, and far out."""
 
@@ -161,7 +164,8 @@ class _Block:
         after = fused.between(self._inputs, edit.output)
         assert after is not None
         self._after = after.wide()
-        self._carries = not {node.op_type for node in added} <= _KERNELS
+        ops = {node.op_type for node in added}
+        self._carries, self._pools = not ops <= _KERNELS, ops <= _KERNELS | _POOLS
         self._rounded_off = partial(rounded_off, added, after)
         self._joins = [node for node in added if node.op_type in ("Add", "Sub", "Concat")]
         self._concat = next((node for node in added if node.op_type == "Concat"), None)
@@ -217,7 +221,7 @@ class _Block:
         assert self._before is not None
         (source,) = self._inputs
         shape = [
-            2 if axis == 0 and not isinstance(n, int) else n
+            2 + axis if not isinstance(n, int) and (axis == 0 or (axis > 1 and self._pools)) else n
             for axis, n in enumerate(self._shape_of(source) or ())
         ]
         extents = [n for n in shape if isinstance(n, int)]
