@@ -261,3 +261,10 @@ def test_what_saves_nothing_stays_behind_a_matmul() -> None:
     wide = net.node("MatMul", net.x, net.constant(draw(7, 7)))
     result = prove(net.model(net.conv(net.scale("Sub", wide, first=True))))
     assert not result.changed
+
+
+def test_a_crop_takes_the_border_away() -> None:
+    """Behind it no tap is left that reads padding, so the shift goes in, whatever follows."""
+    net = Net()
+    result = prove(net.model(net.conv(net.crop(net.conv(net.bn(net.x)), 1, 1), 1)))
+    assert [edit.kernel for edit in result.edits] == ["3x3 4->4"]

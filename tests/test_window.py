@@ -205,6 +205,7 @@ def test_an_outside_value_is_kept_behind_what_is_not_padded() -> None:
     assert compose(shifted, on(VALID3)) == on(Axis(5, begin=1, end=1), biased=True, shifted=True)
     assert compose(shifted, on(POINT, biased=True)) == shifted
     assert compose(on(POINT), shifted) == shifted
+    assert compose(shifted, on(CROP)) == on(VALID3, biased=True)  # nothing reads the value any more
     assert compose(shifted, on(PAD)) == Refusal(ACROSS)
     assert compose(on(PAD, biased=False, shifted=True), on(PAD)) == Refusal(SHIFTED)
     assert compose(on(POINT, channels=(4, 4), group=1), shifted) == Refusal(SHIFTED)

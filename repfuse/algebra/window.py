@@ -187,13 +187,14 @@ def compose(first: Window, second: Window) -> Window | Refusal:
         if first.padded or not first.depthwise or first.taps > 1:
             return Refusal("pads with zeros a tensor to which a shift was added, so its border would differ")
         shifted = True
+    axes = tuple(_compose_axis(a, b) for a, b in zip(first.axes, second.axes, strict=True))
     return Window(
         *_chained(first, second),
-        axes=tuple(_compose_axis(a, b) for a, b in zip(first.axes, second.axes, strict=True)),
+        axes=axes,
         biased=first.biased or second.biased,
         fixed=first.fixed or second.fixed,
         layout=first.layout,
-        shifted=shifted,
+        shifted=shifted and any(axis.padded for axis in axes),  # a crop may take all of the padding away
     )
 
 
