@@ -265,3 +265,15 @@ def test_any_row_of_ops_computes_the_same(data: st.DataObject) -> None:  # noqa:
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * max(1, np.abs(expected).max()))
     assert all(check.passed for check in check_blocks(proto, result))
+
+
+def test_a_gemm_has_no_groups() -> None:
+    """A grouped Conv that moves behind a Flatten, which then moves fewer elements, is a Gemm with zeros."""
+    nodes = [
+        node("Conv", ["x", "w"], ["t"], group=2),
+        node("Transpose", ["t"], ["u"], perm=[2, 1, 0]),
+        node("Flatten", ["u"], ["v"]),
+        node("Mul", ["s", "v"], ["y"]),
+    ]
+    constants = {"w": draw(8, 1, 1, seed=1), "s": draw(1, 8, seed=2)}
+    prove(nodes, (1, 2, 5), "Transpose Flatten Gemm", constants)

@@ -431,3 +431,8 @@ def test_one_shift_makes_the_sum_shift() -> None:
 def test_emittable_windows_do_not_crop(axis: Axis, expected: Axis) -> None:
     assert emittable(on(axis, biased=True)) == on(expected, biased=True)
     assert expected.slack == axis.slack
+
+
+@pytest.mark.parametrize("layout", [Layout.FLAT, Layout.LAST])
+def test_emittable_windows_of_linear_layers_have_no_groups(layout: Layout) -> None:
+    assert emittable(Window((4, 2), 2, layout=layout)) == Window((4, 2), 1, layout=layout)

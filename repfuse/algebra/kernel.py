@@ -177,7 +177,7 @@ def _covers(part: Window, whole: Window) -> bool:
 
 
 def emittable(kernel: EquivalentKernel) -> EquivalentKernel:
-    """The same kernel with no negative padding, which Conv does not have: zero taps take its place."""
+    """The same kernel as an operator has it (see `window.emittable`)."""
     window = geometry.emittable(kernel.window)
     return kernel if window == kernel.window else embedded(kernel, window)
 

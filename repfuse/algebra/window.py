@@ -248,7 +248,12 @@ def stack(windows: Sequence[Window], extents: Sequence[int | None] = ()) -> Wind
 
 
 def emittable(window: Window) -> Window:
-    """The same window with no negative padding, which Conv does not have: zero taps take its place."""
+    """The same window as an operator has it, with zeros for what there is not.
+
+    Conv has no negative padding, Gemm and MatMul have no groups.
+    """
+    if window.layout in (Layout.FLAT, Layout.LAST) and window.group > 1:
+        window = replace(window, group=1)
     if window.output_padding is not None or all(axis.begin >= 0 <= axis.end for axis in window.axes):
         return window
     axes = []
