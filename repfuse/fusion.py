@@ -19,6 +19,7 @@ from repfuse.choice.merges import Merge
 from repfuse.choice.plan import SLOWER, Place, Plan, Region, place_of, regions
 from repfuse.choice.settle import Refused, settle
 from repfuse.errors import BadInputError, RepfuseError
+from repfuse.families.expression import Spelled
 from repfuse.families.patterns import Pattern, load_patterns, match, select, takes_any
 from repfuse.graph.patch import Patch
 from repfuse.graph.quantized import summarized
@@ -308,16 +309,14 @@ class _Families:
         self._takes_any = takes_any(known)
         self._groups = groups
         self._found: dict[Merge, Pattern | None] = {}
-        self._by_text: dict[tuple[tuple[str, ...], str], Pattern | None] = {}
+        self._spelled: dict[Spelled, Pattern | None] = {}
 
     def of(self, merge: Merge) -> Pattern | None:
         if merge not in self._found:
             shape = topology(self._groups, merge)
-            branches, tail = shape.spelled
-            text = tuple(branches), tail  # networks repeat their blocks
-            if text not in self._by_text:
-                self._by_text[text] = match(self._known, shape)
-            self._found[merge] = self._by_text[text]
+            if shape.spelled not in self._spelled:  # networks repeat their blocks
+                self._spelled[shape.spelled] = match(self._known, shape)
+            self._found[merge] = self._spelled[shape.spelled]
         return self._found[merge]
 
     def has(self, merge: Merge) -> bool:

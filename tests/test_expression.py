@@ -45,7 +45,9 @@ EXPRESSIONS = [
     ("conv bn|bn conv", ["conv3x3 bn", "bn conv3x3"], ["conv3x3", "bn"]),
     ("(bn | scale)+ neg", ["bn neg", "scale bn neg"], ["neg", "bn"]),
     ("any*", ["identity", "conv3x3 bn neg shift pad"], []),
-    ("any", ["bn", "conv3x3", "neg"], ["identity", "bn neg"]),
+    ("any", ["bn", "conv3x3", "neg", "shift bn shift"], ["identity", "bn neg"]),
+    ("(bn*)+ (scale?)* neg", ["neg", "bn neg", "scale scale neg"], ["neg bn"]),
+    ("(bn | ) neg", ["neg", "bn neg"], ["bn", "bn bn neg"]),
 ]
 
 

@@ -142,6 +142,8 @@ MALFORMED = [
     (MINE + "families = [1]", "families: must be a list of strings"),
     (MINE + "tail = 'bn??'", r"tail: 'bn\?\?': two of"),
     (MINE + "tail = '(bn'", r"tail: '\(bn': missing \)"),
+    (MINE + "tail = 'bn)'", r"tail: 'bn\)': missing \("),
+    (MINE + f"tail = '{'(' * 9999}'", r"tail: '\(+\.\.\.': too many parentheses"),
     (MINE + "tail = '?'", r"tail: '\?': nothing to repeat"),
     (MINE.split("branches", 1)[0], "branches: missing; there must be at least one"),
     (MINE.split("branches", 1)[0] + "branches = ['conv']", "branches: must be a list of tables"),

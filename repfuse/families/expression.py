@@ -20,33 +20,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import compress
+from functools import cache, cached_property
+from typing import NamedTuple
 
 from repfuse.errors import BadInputError
 
-_LETTERS = {
-    "conv": "V",
-    "bn": "B",
-    "scale": "A",
-    "shift": "S",
-    "neg": "N",
-    "avgpool": "P",
-    "pad": "D",
-    "slice": "L",
-    "convtranspose": "Vt ",
-}
-"""How a kind of op is spelled for `re`, which takes long to compile an expression of whole words. A ConvTranspose
-has no name of its own: it is a conv of no extents."""
-
-_OTHER = "O"
-"""Any other kind of op."""
-
-_PREFIXES = {"computed": "c", "dilated": "d", "dw": "w"}
-"""What stands before a conv's letter."""
-
-KINDS = tuple(kind for kind in _LETTERS if kind != "convtranspose")
+KINDS = ("conv", "bn", "scale", "shift", "neg", "avgpool", "pad", "slice")
 """The linear ops that expressions can name."""
 
 
@@ -55,7 +36,8 @@ class Op:
     """One linear op of a branch, as far as patterns look at it.
 
     Attributes:
-        kind: One of `KINDS`, or another word, which only `any` matches. A bare source is no op at all.
+        kind: One of `KINDS`; `convtranspose`, which is a conv of no extents; or another word, which only `any`
+            matches. A bare source is no op at all.
         kernel: The spatial extents of a conv or avgpool.
         stride: The strides of a conv or avgpool.
         dilation: The dilations of a conv; empty where all are 1.
@@ -77,6 +59,21 @@ class Op:
         return tuple(d if k > 1 else 1 for k, d in zip(self.kernel, dilation, strict=True))
 
 
+class Letter(NamedTuple):
+    """What expressions look at in an op: of a conv its extents too, and whether no other is larger."""
+
+    kind: str
+    computed: bool = False
+    dilated: bool = False
+    depthwise: bool = False
+    extents: tuple[int, ...] = ()
+    largest: bool = False
+
+
+Spelled = tuple[tuple[tuple[Letter, ...], ...], tuple[Letter, ...]]
+"""The letters of each branch, and of the tail."""
+
+
 @dataclass(frozen=True)
 class Topology:
     """The ops of one branch group, without channels and weights.
@@ -92,20 +89,21 @@ class Topology:
     tail: tuple[Op, ...] = ()
 
     @cached_property
-    def spelled(self) -> tuple[list[str], str]:
-        """The branches and the tail as text, for expressions to be matched against."""
+    def spelled(self) -> Spelled:
+        """The branches and the tail as letters, for expressions to be matched against."""
         convs = [op for branch in self.branches for op in branch if op.kind == "conv"]
         largest = max(((math.prod(op.kernel), op.kernel, op.spread) for op in convs), default=(0, (), ()))[1:]
 
-        def spell(op: Op) -> str:
+        def spell(op: Op) -> Letter:
             if op.kind != "conv":
-                return _LETTERS.get(op.kind, _OTHER)
-            holds = (op.computed, any(d > 1 for d in op.spread), op.depthwise)
-            marks = "".join(compress(_PREFIXES.values(), holds))
-            largest_or_not = "K" if (op.kernel, op.spread) == largest else ""
-            return f"{marks}V{largest_or_not}{'x'.join(map(str, op.kernel))} "
+                return Letter("conv" if op.kind == "convtranspose" else op.kind)
+            spread = op.spread
+            dilated = any(d > 1 for d in spread)
+            return Letter(
+                "conv", op.computed, dilated, op.depthwise, op.kernel, (op.kernel, spread) == largest
+            )
 
-        return ["".join(map(spell, branch)) for branch in self.branches], "".join(map(spell, self.tail))
+        return tuple(tuple(map(spell, branch)) for branch in self.branches), tuple(map(spell, self.tail))
 
 
 @dataclass(frozen=True)
@@ -120,64 +118,155 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str) -> Expression:
-        """Read an expression, and compile it at once: one that is merely made is compiled when it is used first.
+        """Read an expression at once: one that is merely made is read when it is used first.
 
         Raises:
             BadInputError: It names an unknown op, or is not well formed.
         """
         expression = cls(text)
-        assert expression._compiled
+        assert expression._tree
         return expression
 
     @cached_property
-    def _compiled(self) -> re.Pattern[str]:
-        if re.search(r"[?*+]\s*[?*+]", self.text):
-            raise BadInputError(f"'{self.text}': two of ? * + in a row; use one, or parentheses")
-        pieces = [_regex(word) for word in re.findall(r"[()|?*+]|[^\s()|?*+]+", self.text)]
-        try:
-            return re.compile(f"{_SHIFTS}(?:{''.join(pieces)})")
-        except re.error as error:
-            raise BadInputError(f"'{self.text}': {error.msg}") from error
+    def _tree(self) -> _Tree:
+        return _parsed(self.text)
 
-    def fits(self, spelled: str) -> bool:
+    def fits(self, spelled: Sequence[Letter]) -> bool:
         """Whether all ops of a branch that `Topology.spelled` wrote are as the expression wants them."""
-        return self._compiled.fullmatch(spelled) is not None
+        shifts = _places("shift", spelled)
+        return bool(_ends(self._tree, spelled, shifts, _behind_shifts(1, shifts)) >> len(spelled))
 
 
-_SHIFTS = "S*"
-_REGEX = {
-    **{operator: operator for operator in "()|?*+"},
-    **{kind: f"(?:{_LETTERS[kind]}{_SHIFTS})" for kind in KINDS},
-    "shift": "S",
-    "bn": f"(?:(?:B|AS){_SHIFTS})",
-    "any": r"(?:[a-z]*V\S* |[A-Z])",
-    "identity": "(?:)",
+_Tree = str | tuple[str, "tuple[_Tree, ...]"]
+"""A word; or an operator (` ` for one after the other) and what it is applied to."""
+
+_MEANS: dict[str, _Tree] = {
+    "identity": (" ", ()),
+    "bn": ("|", ("bn", (" ", ("scale", "shift")))),
 }
-_CONV = re.compile(r"(computed)?(dilated)?(dw)?conv(KxK|(?:[1-9]\d*|k)x(?:[1-9]\d*|k))?")
+"""Words that stand for more than one op, or for none."""
+
+_CONV = re.compile(r"(computed)?(dilated)?(dw)?conv(?:(KxK)|([1-9]\d*|k)x([1-9]\d*|k))?")
 
 
-def _regex(word: str) -> str:
-    """The `re` text for one letter of an expression."""
-    if word in _REGEX and word != "conv":
-        return _REGEX[word]
+def _ends(tree: _Tree, branch: Sequence[Letter], shifts: int, starts: int) -> int:
+    """Where an expression may end in a branch, if it begins at one of several places.
+
+    Sets of places are numbers: bit `n` is the place before op `n`. So no way is followed twice, however many
+    there are.
+
+    Args:
+        tree: The expression.
+        branch: The ops.
+        shifts: Which of them are shifts.
+        starts: Where it may begin.
+    """
+    if isinstance(tree, str):
+        return starts and _behind_shifts((starts & _places(tree, branch)) << 1, shifts)
+    operator, parts = tree
+    if operator == "|":
+        ends = 0
+        for part in parts:
+            ends |= _ends(part, branch, shifts, starts)
+        return ends
+    if operator == " ":
+        for part in parts:
+            starts = _ends(part, branch, shifts, starts)
+        return starts
+    once = _ends(parts[0], branch, shifts, starts)
+    if operator == "?":
+        return starts | once
+    ends = starts | once if operator == "*" else once
+    while once := _ends(parts[0], branch, shifts, once) & ~ends:
+        ends |= once
+    return ends
+
+
+def _places(word: str, branch: Sequence[Letter]) -> int:
+    """The ops that a word names."""
+    return sum(1 << place for place, letter in enumerate(branch) if _names(word, letter))
+
+
+def _behind_shifts(places: int, shifts: int) -> int:
+    """Places, and those that only shifts part from them."""
+    while more := (places & shifts) << 1 & ~places:
+        places |= more
+    return places
+
+
+@cache
+def _names(word: str, letter: Letter) -> bool:
+    """Whether a word of an expression names an op."""
     conv = _CONV.fullmatch(word)
     if not conv:
+        return word in ("any", letter.kind)
+    computed, dilated, depthwise, largest, rows, columns = conv.groups()
+    return (
+        letter.kind == "conv"
+        and letter.computed >= bool(computed)
+        and letter.dilated >= bool(dilated)
+        and letter.depthwise >= bool(depthwise)
+        and letter.largest >= bool(largest)
+        and (rows is None or _has_extents(letter.extents, rows, columns))
+    )
+
+
+def _has_extents(extents: tuple[int, ...], rows: str, columns: str) -> bool:
+    if rows != columns:
+        asked = zip(extents, (rows, columns), strict=False)
+        return len(extents) == 2 and all(
+            each > 1 if text == "k" else each == int(text) for each, text in asked
+        )
+    if rows == "k":
+        return any(each > 1 for each in extents)
+    return bool(extents) and set(extents) == {int(rows)}
+
+
+@cache
+def _parsed(text: str) -> _Tree:
+    """Read an expression.
+
+    Raises:
+        BadInputError: As for `Expression.parse`.
+    """
+    if re.search(r"[?*+]\s*[?*+]", text):
+        raise BadInputError(f"'{text}': two of ? * + in a row; use one, or parentheses")
+    tokens = re.findall(r"[()|?*+]|[^\s()|?*+]+", text)
+    try:
+        tree = _either(tokens, text)
+    except RecursionError as error:
+        raise BadInputError(f"'{text[:40]}...': too many parentheses in each other") from error
+    if tokens:
+        raise BadInputError(f"'{text}': missing ( before )")
+    return tree
+
+
+def _either(tokens: list[str], text: str) -> _Tree:
+    """Take from the front of `tokens` what stands up to the end, or up to a `)` whose `(` was before."""
+    choices: list[_Tree] = []
+    parts: list[_Tree] = []
+    while tokens and tokens[0] != ")":
+        token = tokens.pop(0)
+        if token == "|":
+            choices.append((" ", tuple(parts)))
+            parts = []
+        elif token == "(":
+            parts.append(_either(tokens, text))
+            if not tokens:
+                raise BadInputError(f"'{text}': missing ) after (")
+            tokens.pop(0)
+        elif token in "?*+":
+            if not parts:
+                raise BadInputError(f"'{text}': nothing to repeat before {token}")
+            parts[-1] = (token, (parts[-1],))
+        else:
+            parts.append(_word(token))
+    last = (" ", tuple(parts))
+    return ("|", (*choices, last)) if choices else last
+
+
+def _word(token: str) -> _Tree:
+    if token not in (*KINDS, *_MEANS, "any") and not _CONV.fullmatch(token):
         known = ", ".join([*KINDS, "any", "identity"])
-        raise BadInputError(f"'{word}' is no op; known are {known}, and forms of conv such as dwconv3x3")
-    *prefixes, extents = conv.groups()
-    asked = [mark if given else f"{mark}?" for given, mark in zip(prefixes, _PREFIXES.values(), strict=True)]
-    return f"(?:{''.join(asked)}V{_extents(extents)} {_SHIFTS})"
-
-
-def _extents(text: str | None) -> str:
-    """The `re` text for a kernel's extents, with the mark of the largest kernel before them."""
-    if text is None:
-        return r"\S*"
-    if text == "KxK":
-        return r"K\S*"
-    if text == "kxk":
-        return r"K?(?!1(?:x1)*\b)[\dx]+"
-    rows, columns = text.split("x")
-    if rows == columns:
-        return f"K?{rows}(?:x{rows})*"
-    return "K?" + "x".join(r"(?!1\D)\d+" if extent == "k" else extent for extent in (rows, columns))
+        raise BadInputError(f"'{token}' is no op; known are {known}, and forms of conv such as dwconv3x3")
+    return _MEANS.get(token, token)
