@@ -64,7 +64,7 @@ def settle(
     vetoed: set[Merge] = set()
     for _ in range(_ROUNDS):
         known = len(vetoed)
-        chosen = choose(lambda merge: merge not in vetoed and fits(merge))
+        chosen = choose(lambda merge: (not vetoed or merge not in vetoed) and fits(merge))
         new = [each for each in chosen if made.allows(each) and (known or each.root not in refused)]
         # The largest first: the memory that its arithmetic takes then serves all others.
         for candidate in sorted(new, key=_size, reverse=True):

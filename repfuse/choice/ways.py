@@ -41,6 +41,7 @@ class Ways:
         self._groups = groups
         self._fits = fits
         self._conv_costs: dict[Window, float] = {}
+        self._partials: dict[int, Sequence[Rewrite]] = {}
 
     @cached_property
     def positions(self) -> Sequence[int]:
@@ -94,7 +95,8 @@ class Ways:
         lifted, carry = self._groups.lifted.get(position), self._groups.carries.get(position)
         ratio = lifted.window.stride if lifted else carry.density if carry else 1
         weighted = lifted is not None and lifted.weight_type != 0
-        needs = self._needs((name, ratio) for name in self._inputs(position))
+        known = self._numbers
+        needs = tuple([(known[name], ratio) for name in self._inputs(position) if name in known])
         return Way(self._cost_now(position), needs, int(weighted))
 
     def way(self, position: int, rewrite: Rewrite) -> Way:
@@ -133,16 +135,18 @@ class Ways:
         """The rewrites of a tensor that may pay. `price`: what one use of a tensor costs at best."""
         if self._is_inner(position):  # the outer join sees to it
             return []
-        found = [rewrite for rewrite in self._wholes(position) if all(map(self._fits, rewrite.merges))]
+        found = [rewrite for rewrite in self._wholes(position) if self._fits(rewrite.merges[0])]
         if position in self._groups.joins:
             sources = {rewrite.merges[0].source for rewrite in found}
-            for rewrite in self._partial(position, price):
+            for rewrite in self._partial(position, price):  # its merges fit
                 if len(rewrite.parts) > 1 or rewrite.merges[0].source not in sources:
                     found.append(rewrite)
         if position in self._groups.stacks:
-            found += self._stacked(position, price)
-        found += self._spread(position, price)
-        return [rewrite for rewrite in found if all(map(self._fits, rewrite.merges))]
+            found += self._stacked(position, price)  # so do its
+        for rewrite in self._spread(position, price):
+            if all(map(self._fits, rewrite.merges)):
+                found.append(rewrite)
+        return found
 
     def _wholes(self, position: int) -> Iterator[Rewrite]:
         lifted = self._groups.lifted.get(position)
@@ -168,12 +172,14 @@ class Ways:
 
     def _partial(self, position: int, price: Callable[[int | None], float]) -> Sequence[Rewrite]:
         """Rewrites of a tree of joins that merge some of its operands."""
-        operands, _ = self._groups.flattened(position)
-        return joint.partial(
-            self._groups,
-            operands,
-            lambda source, indices: self._partition(operands, source, indices, price),
-        )
+        if position not in self._partials:  # a scale behind the join asks again, and prices are the same then
+            operands, _ = self._groups.flattened(position)
+            self._partials[position] = joint.partial(
+                self._groups,
+                operands,
+                lambda source, indices: self._partition(operands, source, indices, price),
+            )
+        return self._partials[position]
 
     def _partition(
         self,
@@ -281,11 +287,12 @@ class Ways:
 
         These differ where a MatMul has them along the last axis and a Conv along another; then the fewer count.
         """
-        groups, widths, inputs, own = self._groups, dict[int, int](), dict[int, list[int]](), set[int]()
+        groups, numbers = self._groups, self._numbers
+        widths, inputs, own = dict[int, int](), dict[int, list[int]](), set[int]()
         for position in self.positions:
             lifted = groups.lifted.get(position)
             widths[position] = lifted.window.channels[0] if lifted and lifted.window.channels else 0
-            inputs[position] = [n for n, _ in self._needs((t, 1) for t in groups.data_inputs(position))]
+            inputs[position] = [numbers[name] for name in groups.data_inputs(position) if name in numbers]
             if widths[position]:
                 own.add(position)
             else:

@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 from repfuse.errors import BadInputError
@@ -131,7 +130,7 @@ class Expression:
     def _tree(self) -> _Tree:
         return _parsed(self.text)
 
-    def fits(self, spelled: Sequence[Letter]) -> bool:
+    def fits(self, spelled: tuple[Letter, ...]) -> bool:
         """Whether all ops of a branch that `Topology.spelled` wrote are as the expression wants them."""
         shifts = _places("shift", spelled)
         return bool(_ends(self._tree, spelled, shifts, _behind_shifts(1, shifts)) >> len(spelled))
@@ -149,7 +148,7 @@ _MEANS: dict[str, _Tree] = {
 _CONV = re.compile(r"(computed)?(dilated)?(dw)?conv(?:(KxK)|([1-9]\d*|k)x([1-9]\d*|k))?")
 
 
-def _ends(tree: _Tree, branch: Sequence[Letter], shifts: int, starts: int) -> int:
+def _ends(tree: _Tree, branch: tuple[Letter, ...], shifts: int, starts: int) -> int:
     """Where an expression may end in a branch, if it begins at one of several places.
 
     Sets of places are numbers: bit `n` is the place before op `n`. So no way is followed twice, however many
@@ -161,8 +160,10 @@ def _ends(tree: _Tree, branch: Sequence[Letter], shifts: int, starts: int) -> in
         shifts: Which of them are shifts.
         starts: Where it may begin.
     """
+    if not starts:
+        return 0
     if isinstance(tree, str):
-        return starts and _behind_shifts((starts & _places(tree, branch)) << 1, shifts)
+        return _behind_shifts((starts & _places(tree, branch)) << 1, shifts)
     operator, parts = tree
     if operator == "|":
         ends = 0
@@ -182,14 +183,15 @@ def _ends(tree: _Tree, branch: Sequence[Letter], shifts: int, starts: int) -> in
     return ends
 
 
-def _places(word: str, branch: Sequence[Letter]) -> int:
-    """The ops that a word names."""
+@lru_cache(1024)
+def _places(word: str, branch: tuple[Letter, ...]) -> int:
+    """The ops that a word names: patterns ask the same of a branch."""
     return sum(1 << place for place, letter in enumerate(branch) if _names(word, letter))
 
 
 def _behind_shifts(places: int, shifts: int) -> int:
     """Places, and those that only shifts part from them."""
-    while more := (places & shifts) << 1 & ~places:
+    while more := shifts and (places & shifts) << 1 & ~places:
         places |= more
     return places
 

@@ -9,7 +9,7 @@ one); operands of Add and Mul may come in either order. To protect another one, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import permutations
 from typing import Any
@@ -75,13 +75,18 @@ Match = tuple[str, frozenset[int]]
 
 def idiom_nodes(scope: Scope) -> Mapping[int, str]:
     """The nodes of a graph that belong to an idiom, by position, with the idiom's name."""
-    by_last: dict[str, list[tuple[str, tuple[Any, ...]]]] = {}
+    by_last: dict[str, list[tuple[str, tuple[Any, ...], Sequence[frozenset[str]]]]] = {}
     for name, idiom in IDIOMS:
         for operator in _operators(idiom[0]) if _may_occur(idiom, scope.operators) else ():
-            by_last.setdefault(operator, []).append((name, idiom))
+            by_last.setdefault(operator, []).append((name, idiom, _needs(idiom)))
     found: dict[int, str] = {}
     for node in scope.nodes:
-        for name, idiom in by_last.get(node.op_type, ()):
+        if node.op_type not in by_last:
+            continue
+        makers = [scope.nodes[at].op_type for at in map(scope.producer, node.input) if at is not None]
+        for name, idiom, needs in by_last[node.op_type]:
+            if any(need.isdisjoint(makers) for need in needs):  # as it is nearly always
+                continue
             match = matched(scope, node.output[0], idiom)
             if match:
                 found.update({member: found.get(member, name) for member in match[1]})
@@ -95,6 +100,11 @@ def _may_occur(expression: Expression, operators: frozenset[str]) -> bool:
         return True
     known = not operators.isdisjoint(_operators(expression[0]))
     return known and all(_may_occur(each, operators) for each in expression[1:])
+
+
+def _needs(idiom: tuple[Any, ...]) -> Sequence[frozenset[str]]:
+    """The operators of which one each must compute an operand of an idiom's last node."""
+    return [_operators(operand[0]) for operand in idiom[1:] if isinstance(operand, tuple)]
 
 
 def matched(scope: Scope, tensor: str, expression: Expression) -> Match | None:

@@ -104,7 +104,7 @@ class Patch:
                 pending += [(scope, name) for name in scope.nodes[position].input]
         while pending:
             scope, name = pending.pop()
-            home = _home(scope, name)
+            home = scope if scope.around is None else _home(scope, name)
             left = uses[id(home)]
             left[name] -= 1
             if left[name] > 0 or not name:

@@ -68,6 +68,7 @@ class Groups:
         self._parts: dict[str, Lifted] = {}
         self._forms: dict[str, dict[str, Form]] = {}
         self._frames = Frames(scope)
+        self._flattened: dict[int, tuple[tuple[Operand, ...], tuple[int, ...]]] = {}
         self._sums: dict[tuple[Window, ...], Window | Refusal] = {}
         self._carried = Carried(scope)
         self.carries: Mapping[int, Carry] = self._carried.ops
@@ -157,6 +158,11 @@ class Groups:
 
     def flattened(self, position: int) -> tuple[tuple[Operand, ...], tuple[int, ...]]:
         """The operands of a tree of joins, and its joins: inner joins that nothing else uses dissolve."""
+        if position not in self._flattened:
+            self._flattened[position] = self._flatten(position)
+        return self._flattened[position]
+
+    def _flatten(self, position: int) -> tuple[tuple[Operand, ...], tuple[int, ...]]:
         operands: list[Operand] = []
         inside = [position]
         pending = list(reversed(self.joins[position]))
