@@ -167,11 +167,8 @@ class _TooFarError(Exception):
     """A change touches more than `_REACH` tensors."""
 
 
-class _Change(NamedTuple):
-    """What a change adds."""
-
-    cost: float
-    convs: int
+_Change = tuple[float, int]
+"""The cost that a change adds, and the Convs."""
 
 
 class _Part:
@@ -200,7 +197,7 @@ class _Part:
             for need in dict.fromkeys(need for needs in options for need in needs):
                 self._users[need].append(tensor)
         for tensor in roots:
-            self.cost += self._use(tensor, 1).cost
+            self.cost += self._use(tensor, 1)[0]
         self._undo.clear()
 
     def improve(self) -> None:
@@ -217,8 +214,8 @@ class _Part:
 
     def _keep_if_cheaper(self, change: Callable[[], _Change | None]) -> None:
         made = change()
-        if made and made.cost < -_TOLERANCE and made.convs <= 0:
-            self.cost += made.cost
+        if made and made[0] < -_TOLERANCE and made[1] <= 0:
+            self.cost += made[0]
             self._undo.clear()
         else:
             self._take_back(0)
@@ -240,10 +237,10 @@ class _Part:
                 continue
             start, self._touched = len(self._undo), 0.0
             with suppress(_TooFarError):
-                change = self._switch(tensor, number)
-                if change.convs <= 0 or avoid is not None:
+                cost, convs = self._switch(tensor, number)
+                if convs <= 0 or avoid is not None:
                     needed = avoid is not None and self._refs[avoid] >= uses
-                    found = needed, change.cost, number
+                    found = needed, cost, number
                     best = min(best or found, found)
             self._take_back(start)
         self._touched = 0.0
@@ -257,8 +254,8 @@ class _Part:
                 change = self._to_best(user, avoid=tensor)
                 if change is None:
                     return None
-                cost, convs = cost + change.cost, convs + change.convs
-        return _Change(cost, convs)
+                cost, convs = cost + change[0], convs + change[1]
+        return cost, convs
 
     def _switch(self, tensor: int, number: int) -> _Change:
         """Compute a tensor in another way."""
@@ -269,9 +266,9 @@ class _Part:
         convs = self._convs[tensor][number] - self._convs[tensor][old]
         for count, needs in ((1, self._needs[tensor][number]), (-1, self._needs[tensor][old])):
             for need in needs:
-                change = self._use(need, count)
-                cost, convs = cost + change.cost, convs + change.convs
-        return _Change(cost, convs)
+                more, added = self._use(need, count)
+                cost, convs = cost + more, convs + added
+        return cost, convs
 
     def _use(self, tensor: int, count: int) -> _Change:
         """Count one use more or less of a tensor; it costs what then begins or ceases to be computed."""
@@ -292,4 +289,4 @@ class _Part:
                 convs += count * self._convs[tensor][number]
                 pending += self._needs[tensor][number]
         self._touched = touched
-        return _Change(cost, convs)
+        return cost, convs
