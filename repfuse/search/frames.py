@@ -12,14 +12,14 @@ pointwise op before it, whose constant part the border must hold, it is one line
 
     W (x padded with zeros) + b = (W x + b) framed with b
 
-Extents must be static. The number of images need not be: see `_Sampled`.
+Extents must be static. The number of images need not be: see `search.sampled`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,8 +35,8 @@ from repfuse.graph.constants import Constant, Constants
 from repfuse.graph.operands import FLOATS, values_of
 from repfuse.graph.view import Scope
 from repfuse.model.nodes import Node
-from repfuse.model.shapes import Shape
 from repfuse.operators.lifted import Lifted, moved, op_of
+from repfuse.search.sampled import COUNTS, Images, Sampled
 
 _PAINTS = frozenset({"Concat", "ScatterElements", "ScatterND", "Where"})
 """What makes a region worth a look; what has none of these is lifted node by node, if at all."""
@@ -57,12 +57,6 @@ _UNIT: Mapping[int, float] = {
     TensorProto.FLOAT: 2.0**-23,
     TensorProto.DOUBLE: 2.0**-52,
 }
-
-_COUNTS = (1, 2, 3)
-"""Numbers of images for which a region with a symbolic one is run."""
-
-_FAR = 2**31 - 1
-"""Exporters spell "to the end" of a Slice as this or anything larger."""
 
 Numbers = NDArray[np.int32]
 
@@ -109,7 +103,7 @@ class Frames:
         self._scope = scope
         self.refused: dict[int, Refusal] = {}
         self._work = _WORK
-        self._sampled: dict[str, list[tuple[int, Constants, _Images]]] = {}
+        self._sampled: dict[str, list[tuple[int, Constants, Images]]] = {}
 
     def lift(
         self, position: int, lifted: Mapping[int, Lifted], blocked: Mapping[int, Refusal]
@@ -193,15 +187,15 @@ class Frames:
             return Refusal("moves elements in a way that is neither padding nor cropping")
         return frames[0]
 
-    def _samples(self, images: int | str | None) -> list[tuple[int, Constants, _Images]]:
+    def _samples(self, images: int | str | None) -> list[tuple[int, Constants, Images]]:
         """Numbers of images for which a region is to be run, and what is constant then."""
         if isinstance(images, int):
-            return [(images, self._scope.constants, _Images())]
+            return [(images, self._scope.constants, Images())]
         symbol = images or ""
         if symbol not in self._sampled:
-            rule = _Images()
+            rule = Images()
             self._sampled[symbol] = [
-                (count, _Sampled(self._scope, symbol, count, rule), rule) for count in _COUNTS
+                (count, Sampled(self._scope, symbol, count, rule), rule) for count in COUNTS
             ]
         return self._sampled[symbol]
 
@@ -247,7 +241,7 @@ class Frames:
 class _Run:
     """Runs a region on numbers: 0 is padding, from 1 on elements of the root, below 0 elements of constants."""
 
-    def __init__(self, scope: Scope, constants: Constants, images: _Images) -> None:
+    def __init__(self, scope: Scope, constants: Constants, images: Images) -> None:
         self._scope = scope
         self._constants = constants
         self._images = images
@@ -332,103 +326,3 @@ class _Run:
         border: Array = values[0, :, 0]
         # They differ, too, where one is not a number.
         return border if np.array_equal(values, np.broadcast_to(border[:, None], values.shape)) else None
-
-
-class _Images:
-    """What must hold of a node so that what it does for three numbers of images, it does for all.
-
-    Nothing in a region multiplies or divides by what depends on their number, so extents and places grow with it
-    or do not depend on it. Only a Slice up to a certain place does so for small numbers and not for large ones.
-    """
-
-    def __init__(self) -> None:
-        self._extents: dict[str, tuple[int, ...]] = {}
-
-    def check(self, node: Node, inputs: moves.Inputs) -> None:
-        """Check one node, for one number of images.
-
-        Raises:
-            moves.UnmovableError: It does not hold, as far as can be told.
-        """
-        if node.op_type != "Slice" or inputs[0] is None:
-            return
-        bounds = [abs(int(i)) for each in inputs[1:3] if each is not None for i in each.reshape(-1)]
-        before = self._extents.setdefault(node.output[0], inputs[0].shape)
-        if before != inputs[0].shape and any(1 < bound < _FAR for bound in bounds):
-            raise moves.UnmovableError("which images are taken depends on their number")
-
-
-class _Sampled(Constants):
-    """What would be constant if there were a certain number of images.
-
-    Only operators are admitted for which each value, and each extent, is a polynomial in that number whose
-    coefficients are all of one sign. So an index, which stays below that number, is a constant or the number plus
-    a constant, and three numbers show which. Comparing what is negative with what is not, as exporters do to find
-    the -1 of an Expand, gives False whatever the number.
-    """
-
-    _PURE: Mapping[str, tuple[int, ...]] = {
-        "Add": (),
-        "Cast": (),
-        "Concat": (),
-        "ConstantOfShape": (),
-        "Equal": (),
-        "Expand": (),
-        "Gather": (1,),
-        "Identity": (),
-        "Mul": (),
-        "Range": (0, 2),
-        "Reshape": (),
-        "Shape": (),
-        "Slice": (1, 2, 3, 4),
-        "Squeeze": (1,),
-        "Transpose": (),
-        "Unsqueeze": (1,),
-        "Where": (),
-    }
-    """Admitted operators, and those of their operands that must not depend on the number of images."""
-
-    def __init__(self, scope: Scope, symbol: str, count: int, images: _Images) -> None:
-        vars(self).update(vars(scope.constants))
-        self._pure = scope.constants
-        self._images = images
-
-        def shape_of(tensor: str) -> Shape | None:
-            shape = scope.shape_of(tensor)
-            return shape and tuple(count if extent == symbol else extent for extent in shape)
-
-        self._know(shape_of, scope.type_of)
-
-    def _look_up(self, name: str) -> Constant | None:
-        return self._pure.find(name) if self._pure.follows(name) else super()._look_up(name)
-
-    def _is_leaf(self, name: str, node: Node) -> bool:
-        return self._pure.follows(name) or super()._is_leaf(name, node)
-
-    def _folds(self, node: Node) -> bool:
-        pure = self._PURE.get(node.op_type, range(len(node.input)))
-        operands = (node.input[slot] for slot in pure if slot < len(node.input))
-        return super()._folds(node) and all(self._pure.follows(name) for name in operands if name)
-
-    def _computed(self, node: Node, operands: moves.Inputs) -> Array:
-        self._images.check(node, operands)
-        given = [each for each in operands if each is not None]
-        if not _MONOTONE.get(node.op_type, _always)(given):
-            raise moves.UnmovableError("a place depends on the number of images in a way of its own")
-        return super()._computed(node, operands)
-
-
-def _always(_: list[Array]) -> bool:
-    return True
-
-
-_MONOTONE: Mapping[str, Callable[[list[Array]], bool]] = {
-    "Add": lambda given: all(np.all(each >= 0) for each in given),
-    "Cast": lambda given: all(each.dtype.kind == "i" for each in given),
-    "Equal": lambda given: (
-        {bool(np.all(each < 0)) for each in given} == {False, True}
-        and any(np.all(each >= 0) for each in given)
-    ),
-    "Range": lambda given: bool(given[0] >= 0 and given[2] == 1),
-}
-"""What must hold of the operands that an operator of `_Sampled` has."""
