@@ -88,12 +88,28 @@ def partition(
     for each in alike.values():
         union = united(each)
         sets += [union] if union.fits or len(each) > _FEW else each
-    found = _best_of_all(sets, united, adding) if len(sets) <= _FEW else _agglomerated(sets, united, adding)
+    whole = united(sets)
+    if whole.window and _is_cheapest(whole, conv, adding):
+        found = [whole]
+    elif len(sets) <= _FEW:
+        found = _best_of_all(sets, united, adding)
+    else:
+        found = _agglomerated(sets, united, adding)
     return [
         (tuple(sorted(branch.index for branch in each.branches)), each.window)
         for each in found
         if each.window is not None and each.merges
     ]
+
+
+def _is_cheapest(whole: _Set, conv: Callable[[Window], float], adding: float) -> bool:
+    """Whether all in one Conv cost no more than one branch does, so that no other partition need be looked at.
+
+    One of its sets would hold that branch, and cost as much, since a union is no smaller than what is in it.
+    """
+    return any(
+        whole.cost <= conv(branch.window) and whole.cost <= branch.cost + adding for branch in whole.branches
+    )
 
 
 def _best_of_all(sets: list[_Set], united: Callable[[Sequence[_Set]], _Set], adding: float) -> list[_Set]:

@@ -7,6 +7,7 @@ operands that share a source are merged and the rest is added as before: `a(x) +
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -52,12 +53,7 @@ class Ways:
     @cached_property
     def uses(self) -> Counter[int]:
         """How often each tensor is used by linear nodes."""
-        return Counter(
-            producer
-            for position in self.positions
-            for tensor in self._inputs(position)
-            if (producer := self._number(tensor)) is not None
-        )
+        return Counter(itertools.chain.from_iterable(self._inputs.values()))
 
     @cached_property
     def roots(self) -> frozenset[int]:
@@ -95,8 +91,7 @@ class Ways:
         lifted, carry = self._groups.lifted.get(position), self._groups.carries.get(position)
         ratio = lifted.window.stride if lifted else carry.density if carry else 1
         weighted = lifted is not None and lifted.weight_type != 0
-        known = self._numbers
-        needs = tuple([(known[name], ratio) for name in self._inputs(position) if name in known])
+        needs = tuple([(number, ratio) for number in self._inputs[position]])
         return Way(self._cost_now(position), needs, int(weighted))
 
     def way(self, position: int, rewrite: Rewrite) -> Way:
@@ -313,15 +308,22 @@ class Ways:
         known = self._numbers
         return tuple([(known[tensor], ratio) for tensor, ratio in tensors if tensor in known])
 
-    def _inputs(self, position: int) -> tuple[str, ...]:
-        """The tensors that a linear node acts on, and those that the nodes which were lifted with it act on."""
+    @cached_property
+    def _inputs(self) -> Mapping[int, Sequence[int]]:
+        """Of each linear node, the linear nodes whose tensors it uses, and those that it was lifted with use."""
+        known = self._numbers
+        return {
+            position: [known[name] for name in self._used_by(position) if name in known]
+            for position in self.positions
+        }
+
+    def _used_by(self, position: int) -> Iterable[str]:
         lifted = self._groups.lifted.get(position)
         if lifted is None or not lifted.inside:
             return self._groups.data_inputs(position)
         scope = self._groups.scope
         own = [position, *(each for each in lifted.inside if not self._groups.is_linear(each))]
-        inputs = {name for each in own for name in scope.nodes[each].input if name}
-        return tuple(sorted(name for name in inputs if self._number(name) is not None))
+        return sorted({name for each in own for name in scope.nodes[each].input})
 
     def _number(self, tensor: str) -> int | None:
         """The linear node that computes a tensor."""
