@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from repfuse.choice.plan import BALANCES, OWN, Region, Style
-from repfuse.measures.decide import Decision, Ratios, best, decide
+from repfuse.measures.decide import Decision, Ratios, best, decide, proposals
 from repfuse.measures.ratios import Ratio
 
 PLACE = ("", "y")
@@ -59,6 +59,30 @@ def test_of_nothing_there_is_no_best() -> None:
         pytest.param({OWN: measured(0.9), OTHER: measured(1.2)}, OTHER, "faster", id="another is faster"),
         pytest.param({OWN: measured(1.1), NARROW: measured(1.2)}, NARROW, "faster", id="narrow is faster"),
         pytest.param({OWN: measured(1.2), NARROW: measured(1.2)}, OWN, "faster", id="both alike"),
+        pytest.param(
+            {OWN: measured(1.2, 2.4), NARROW: measured(1.25, 1.2)},
+            NARROW,
+            "faster",
+            id="zeros cost time on one",
+        ),
+        pytest.param(
+            {OWN: measured(0.97, 2.4, width=0.1), NARROW: measured(1.0, 1.0)}, NARROW, "same", id="the same"
+        ),
+        pytest.param(
+            {OWN: measured(1.1, 2.4), NARROW: measured(0.9, 1.2)}, OWN, "faster", id="slower without zeros"
+        ),
+        pytest.param(
+            {OWN: measured(1.2, 1.2), NARROW: measured(1.2, 1.2), OTHER: measured(1.1, 2.0)},
+            OWN,
+            "faster",
+            id="another is slower on one",
+        ),
+        pytest.param(
+            {OWN: measured(1.0, 1.0), NARROW: measured(1.2, 1.1), OTHER: measured(1.2, 2.0)},
+            OTHER,
+            "faster",
+            id="another is slower on none",
+        ),
         pytest.param({OWN: measured(1.5, 0.9)}, None, "slower", id="slower on one backend"),
         pytest.param(
             {OWN: measured(1.2), OTHER: {"x": Ratio(0.0, 0.0, 0.0, 1.0)}}, OWN, "faster", id="crashes"
@@ -80,4 +104,21 @@ def test_what_the_cost_model_leaves_alone_is_made_where_that_is_faster(
     value: float, style: Style | None, verdict: str
 ) -> None:
     region = Region("", ("x",), ("y",), frozenset({"y"}), {OTHER: (PLACE,)})
-    assert decide(region, {OTHER: measured(value)}) == Decision(style, verdict, measured(value))
+    assert decide(region, {OTHER: measured(value)}) == Decision(style, verdict, measured(value), None)
+
+
+def test_what_is_tried_is_held_against_what_is_plain() -> None:
+    wide = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, NARROW, OTHER), (PLACE,)))
+    other = Region("", ("y",), ("z",), frozenset({"z"}), {OWN: (("", "z"),)})
+    decisions = [Decision(OTHER, "faster", {}, OWN), Decision(OWN, "same", {}, OWN)]
+    tried = proposals([wide, other], decisions)
+    styles = [tuple(proposal.plan.made.get(("", name)) for name in "yz") for proposal in tried]
+    assert styles == [(OTHER, OWN), (OTHER, None), (OWN, OWN), (None, None), (NARROW, OWN)]
+    assert [proposal.plain for proposal in tried] == [{0, 4}, {1, 4}, {4}, {3, 4}, {4}]
+
+
+def test_columns_of_zeros_that_cost_time_are_no_part_of_the_cost_models_choice() -> None:
+    region = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, NARROW), (PLACE,)))
+    decision = decide(region, {OWN: measured(1.2, 2.4), NARROW: measured(1.25, 1.2)})
+    (narrow, nothing) = proposals([region], [decision])
+    assert (narrow.plan.made, nothing.plan.made) == ({PLACE: NARROW}, {})

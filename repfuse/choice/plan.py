@@ -34,6 +34,11 @@ class Style(NamedTuple):
     balance: float
     widened: bool = True
 
+    @property
+    def plain(self) -> Style:
+        """The same without columns of zeros."""
+        return self._replace(widened=False)
+
 
 OWN = Style(BALANCES[0])
 """What the pass does when nothing was measured."""
@@ -140,7 +145,7 @@ def _styles(balance: float, candidates: Sequence[Candidate]) -> Iterator[Style]:
     windows = [merge.window for candidate in candidates for merge in candidate.merges]
     yield Style(balance)
     if any(cost.fastest(window) != window for window in windows):
-        yield Style(balance, widened=False)
+        yield Style(balance).plain
 
 
 def _united(sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:

@@ -5,10 +5,11 @@ Numbers only: `measures.tuning` measures.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from repfuse.choice.plan import OWN, Place, Plan, Region, Style
 from repfuse.measures.ratios import Ratio
@@ -19,7 +20,10 @@ BETTER = 1.02
 """So many times faster must another alternative be to be taken in place of the cost model's own."""
 
 NEVER_BELOW = 0.99
-"""A whole model whose ratio on some backend is lower is not made."""
+"""What is not so many times as fast, on some backend, as what it is held against counts as slower."""
+
+_OWN = 2
+"""The place of the cost model's own choice among the ways to fuse a whole model."""
 
 Ratios = Mapping[str, Ratio]
 """By the title of the backend."""
@@ -27,25 +31,46 @@ Ratios = Mapping[str, Ratio]
 
 @dataclass(frozen=True)
 class Decision:
-    """The style to follow in a region, and whether that is certain; None to leave it as it is."""
+    """What measuring says of a region.
+
+    Attributes:
+        style: The style to follow; None to leave the region as it is.
+        verdict: Whether that is certain, as `verdict` says it; `unmeasured` where the cost model decides.
+        ratios: How many times faster the region is then.
+        own: What the cost model would do, but without columns of zeros that cost time; None for nothing.
+    """
 
     style: Style | None
     verdict: str
     ratios: Ratios
+    own: Style | None
 
 
 def decide(region: Region, found: Mapping[Style, Ratios]) -> Decision:
     """Decide by the ratios of a region's alternatives; by the cost model if there are none."""
+    held = [each for each in found.items() if verdict(each[1]) != "slower"]
+    standing = dict(fair(held, functools.partial(_plain, region)))
     own = OWN if OWN in region.alternatives else None
+    if own and own not in standing and own.plain in standing:
+        own = own.plain
     # Which of several that win is taken must not be certain: none is a loss, and the whole model is measured yet.
-    winner = best([each for each in found.items() if verdict(each[1]) == "faster"], sure=False)
+    winner = best([each for each in standing.items() if verdict(each[1]) == "faster"], sure=False)
     if winner:
-        return Decision(winner[0], "faster", winner[1])
+        return Decision(winner[0], "faster", winner[1], own)
     if not found or (own and own not in found):
-        return Decision(own, "unmeasured", {})
+        return Decision(own, "unmeasured", {}, own)
     ratios = found[own] if own else next(iter(found.values()))
     said = verdict(ratios)
-    return Decision(own if said == "same" else None, said, ratios)
+    return Decision(own if said == "same" else None, said, ratios, own)
+
+
+def _plain(region: Region, style: Style) -> tuple[Style, ...]:
+    """What a style must be as fast as: itself, and what the cost model says, each without columns of zeros."""
+    return tuple(_without_zeros(region, each) for each in (style, OWN))
+
+
+def _without_zeros(region: Region, style: Style) -> Style:
+    return style.plain if style.plain in region.alternatives else style
 
 
 def verdict(found: Ratios) -> str:
@@ -58,6 +83,26 @@ def verdict(found: Ratios) -> str:
 def bearable(found: Ratios) -> bool:
     """Whether a whole model is as fast as the original on each backend."""
     return all(ratio.verdict != "slower" and ratio.value >= NEVER_BELOW for ratio in found.values())
+
+
+def fair(options: Sequence[tuple[T, Ratios]], plain: Callable[[T], Collection[T]]) -> list[tuple[T, Ratios]]:
+    """The options that are on each backend as fast as those that are plain.
+
+    The mean alone would buy speed on one backend with time on another that a plain merge of the branches saves.
+
+    Args:
+        options: Each with its ratios to what all of them are to replace; none is slower than that.
+        plain: Gives what to hold an option against, if it is one of the options.
+    """
+    return [
+        (option, found)
+        for option, found in options
+        if not any(_slower(found, each) for other, each in options if other in plain(option))
+    ]
+
+
+def _slower(found: Ratios, other: Ratios) -> bool:
+    return any(ratio.value < NEVER_BELOW * other[title].value for title, ratio in found.items())
 
 
 def best(options: Sequence[tuple[T, Ratios]], *, sure: bool) -> tuple[T, Ratios] | None:
@@ -87,12 +132,39 @@ def _mean(found: Ratios) -> float:
     return math.exp(math.fsum(math.log(ratio.value) for ratio in found.values()) / len(found))
 
 
-def plans(regions: Sequence[Region], decisions: Sequence[Decision]) -> list[Plan]:
-    """What to try on the whole model: all that did not lose, what won, what the cost model says, and nothing."""
-    own = [OWN if OWN in region.alternatives else None for region in regions]
-    lenient = [decision.style for decision in decisions]
-    strict = [decision.style if decision.verdict == "faster" else None for decision in decisions]
-    return [_plan(regions, styles) for styles in (lenient, strict, own, [None] * len(regions))]
+class Proposal(NamedTuple):
+    """What to try on the whole model.
+
+    Attributes:
+        plan: What to fuse.
+        plain: What it must be as fast as on each backend: places in the list of proposals.
+    """
+
+    plan: Plan
+    plain: frozenset[int]
+
+
+def proposals(regions: Sequence[Region], decisions: Sequence[Decision]) -> list[Proposal]:
+    """All that did not lose, what won, what the cost model says, and nothing; then each without zeros.
+
+    What is the same as one before it is left out.
+    """
+    ways: list[list[Style | None]] = [
+        [decision.style for decision in decisions],
+        [decision.style if decision.verdict == "faster" else None for decision in decisions],
+        [decision.own for decision in decisions],
+        [None] * len(regions),
+    ]
+    plain = [
+        [style and _without_zeros(region, style) for region, style in zip(regions, way, strict=True)]
+        for way in ways
+    ]
+    plans = [_plan(regions, way) for way in (*ways, *plain)]
+    distinct = [plan for number, plan in enumerate(plans) if plan not in plans[:number]]
+    beside = [distinct.index(plan) for plan in plans[len(ways) :]]
+    return [
+        Proposal(plan, frozenset({beside[plans.index(plan) % len(ways)], beside[_OWN]})) for plan in distinct
+    ]
 
 
 def _plan(regions: Sequence[Region], styles: Sequence[Style | None]) -> Plan:

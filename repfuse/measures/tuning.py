@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 from repfuse.choice.plan import Place, Plan, Region, Style, followed
 from repfuse.fusion import FuseResult, fuse_file, regions_of
-from repfuse.measures.decide import NEVER_BELOW, Ratios, bearable, best, decide, plans
+from repfuse.measures.decide import NEVER_BELOW, Proposal, Ratios, bearable, best, decide, fair, proposals
 from repfuse.measures.extract import Source, digest, static, types_of
 from repfuse.measures.meter import Form, Meter
 from repfuse.measures.ratios import Ratio
@@ -179,9 +179,11 @@ class _Search:
             return make_inputs(self._path, count=1, seed=seed, **feeding)[0]
 
         seconds = _within(_WHOLE * budget / len(self._backends) / _LOADING, 3.0)
-        tried = plans(regions, decisions)
+        tried = proposals(regions, decisions)
         always = {(edit.graph, edit.output) for edit in bare.edits}
-        nothing = Plan(left=frozenset(always.union(*(set(plan.made) | plan.left for plan in tried))))
+        nothing = Plan(
+            left=frozenset(always.union(*(set(each.plan.made) | each.plan.left for each in tried)))
+        )
         plan, whole = self._confirmed(tried, extents, feed, seconds) or (nothing, {})
         trials = []
         for region, decision in zip(regions, decisions, strict=True):
@@ -269,39 +271,46 @@ class _Search:
 
     def _confirmed(
         self,
-        plans: Sequence[Plan],
+        proposals: Sequence[Proposal],
         extents: Mapping[str, Sequence[int]],
         feed: Callable[[], dict[str, Array]],
         seconds: float,
     ) -> tuple[Plan, Ratios] | None:
         """The first plan with which the whole model is slower nowhere, or one that is clearly faster."""
         self._say("measuring the whole model")
-        forms = [self._whole(self._path, extents)]
-        tried = []
-        for number, plan in enumerate(plans):
-            result = self._made(plan)
-            if result.changed:
-                target = self._folder / f"plan-{number}.onnx"
-                model_io.write(result.model, target)
-                form = self._whole(target, extents)
-                if form.digest not in {each.digest for each in forms}:
-                    forms.append(form)
-                    tried.append(plan)
-        if not tried:
+        original = self._whole(self._path, extents)
+        made = [self._written(proposal.plan, extents) for proposal in proposals]
+        first: dict[str, Proposal] = {}
+        forms = [original]
+        for proposal, form in zip(proposals, made, strict=True):
+            if form and form.digest != original.digest and form.digest not in first:
+                first[form.digest] = proposal
+                forms.append(form)
+        if not first:
             return None
-        found: list[dict[str, Ratio]] = [{} for _ in tried]
+        found: dict[str, dict[str, Ratio]] = {form: {} for form in first}
         for backend in self._backends:
-            for each, ratio in zip(
-                found,
-                self._meter.compare(forms, backend, feed, seconds=seconds, limit=NEVER_BELOW) or (),
-                strict=False,
-            ):
+            ratios = self._meter.compare(forms, backend, feed, seconds=seconds, limit=NEVER_BELOW)
+            for each, ratio in zip(found.values(), ratios or (), strict=False):
                 each[backend.title] = ratio
-        if not any(found):  # no backend runs the model: there is only the cost model to go by
-            return tried[0], {}
-        return best(
-            [(plan, each) for plan, each in zip(tried, found, strict=True) if bearable(each)], sure=True
-        )
+        if not any(found.values()):  # no backend runs the model: there is only the cost model to go by
+            return next(iter(first.values())).plan, {}
+        borne = [each for each in found.items() if bearable(each[1])]
+        plain = {
+            digest: {form.digest for place in proposal.plain if (form := made[place])}
+            for digest, proposal in first.items()
+        }
+        taken = best(fair(borne, plain.__getitem__), sure=True)
+        return taken and (first[taken[0]].plan, taken[1])
+
+    def _written(self, plan: Plan, extents: Mapping[str, Sequence[int]]) -> Form | None:
+        """The model as a plan makes it, in a file; None where it is as it was."""
+        result = self._made(plan)
+        if not result.changed:
+            return None
+        target = self._folder / f"plan-{self._plans}.onnx"
+        model_io.write(result.model, target)
+        return self._whole(target, extents)
 
     def _whole(self, path: Path, extents: Mapping[str, Sequence[int]]) -> Form:
         return Form(path, digest(static(model_io.read(path), extents)))
