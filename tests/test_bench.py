@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from repfuse.errors import BadInputError
 from repfuse.measures import bench
 from repfuse.measures.bench import all_threads, benchmark, summarize
 from repfuse.measures.interleave import LEAST_LOADS, LEAST_ROUNDS, Load, Run
-from repfuse.runtimes.backends import BackendError, OnnxRuntime
+from repfuse.runtimes.backends import BackendError, OnnxRuntime, structure
 
 
 def load(before, after, *, disturbed=()):
@@ -102,16 +104,29 @@ def test_there_is_a_processor():
 
 @dataclass(frozen=True)
 class Doomed(OnnxRuntime):
-    """A backend that crashes."""
+    """A backend that crashes on models of so many nodes, or hangs; ONNX Runtime otherwise."""
 
     title = "Doomed 1.0"
+    nodes: int = 1
+    hangs: bool = False
 
     def load(self, model, *, threads):
-        os.abort()
+        if len(structure(model).graph.node) != self.nodes:
+            return super().load(model, threads=threads)
+        return time.sleep(600) if self.hangs else os.abort()
 
 
-def test_a_backend_that_crashes_is_an_error(monkeypatch):
-    monkeypatch.setattr(bench, "backends_named", lambda _: [Doomed()])
-    message = r"^Doomed 1\.0: it crashed \(signal 6, SIGABRT\) while both models were measured$"
-    with pytest.raises(BackendError, match=message):
-        benchmark(model(1), model(1), rounds=1)
+@pytest.mark.parametrize(
+    ("nodes", "hangs", "message"),
+    [
+        (1, False, "it crashed (signal 6, SIGABRT) while the first model was measured"),
+        (3, False, "it crashed (signal 6, SIGABRT) while both models were measured"),
+        (1, True, "it took more than 3 s, and was stopped while the first model was measured"),
+        (3, True, "it took more than 2 s, and was stopped while both models were measured"),
+    ],
+)
+def test_a_backend_that_crashes_or_hangs_is_an_error(monkeypatch, nodes, hangs, message):
+    monkeypatch.setattr(bench, "backends_named", lambda _: [Doomed(nodes=nodes, hangs=hangs)])
+    monkeypatch.setattr(bench, "patience", lambda expected: 3 if expected is None else 2)
+    with pytest.raises(BackendError, match=rf"^{re.escape(f'Doomed 1.0: {message}')}$"):
+        benchmark(model(1), model(3), rounds=1, input_shapes={"t0": (2, 8)})

@@ -128,6 +128,11 @@ def test_time_is_limited(child):
     assert child.call(abs, -1, seconds=60) == 1
 
 
+def test_how_long_is_waited_for_what_is_expected_to_take_so_long():
+    assert module.patience(None) == module.PATIENCE
+    assert module.patience(0.5) == 65
+
+
 def test_what_interrupts_a_call_ends_the_process(child):
     def interrupt(_):
         raise KeyboardInterrupt

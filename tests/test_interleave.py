@@ -113,6 +113,13 @@ def test_a_model_is_warm_when_it_does_not_speed_up_any_more(world, cost, warm_up
     assert [load.warm_up for load in found] == [warm_up]
 
 
+def test_a_model_has_a_pace(world):
+    found = interleave.pace(world.session("a", lambda number: 5.0 if number < 1 else 2.0), {})
+    assert found == interleave.Pace(load=5.0, run=2.0)
+    assert found.expected(2, 4) == 2 * 4 * (5 + 8 * 2)
+    assert found.expected(2, 4, seconds=3, rounds=10) == 2 * 4 * (5 + 8 * 2) + 2 * 10 * 2 + 2 * 3
+
+
 def test_with_one_thread_an_interrupted_run_counts_as_long_as_it_worked(world):
     loads = run(world, world.session("a", 0.5, disturbed=4.0), world.session("b", 0.25), rounds=10)
     for load in loads:

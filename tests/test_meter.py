@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from repfuse.measures import meter as module
 from repfuse.measures.extract import digest
 from repfuse.measures.interleave import Load, Run
 from repfuse.measures.meter import Form, Meter
@@ -20,16 +22,17 @@ from repfuse.runtimes.backends import Loadable, OnnxRuntime, Session
 
 @dataclass(frozen=True)
 class Doomed:
-    """A backend that crashes on models of so many nodes; ONNX Runtime otherwise."""
+    """A backend that crashes on models of so many nodes, or hangs; ONNX Runtime otherwise."""
 
     nodes: int
+    hangs: bool = False
     name: ClassVar[str] = "doomed"
     title: ClassVar[str] = "Doomed 1.0"
 
     def load(self, model: Loadable, *, threads: int) -> Session:
         assert isinstance(model, bytes)
         if len(onnx.load_from_string(model).graph.node) == self.nodes:
-            os.abort()
+            time.sleep(600) if self.hangs else os.abort()
         return OnnxRuntime().load(model, threads=threads)
 
 
@@ -49,13 +52,40 @@ def test_a_form_that_crashes_the_runtime_loses(nodes: int, runs: list[bool] | No
     assert (found and [ratio.value > 0 for ratio in found]) == runs
 
 
+def test_a_form_that_the_runtime_hangs_on_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float | None] = []
+
+    def patience(expected: float | None) -> float:
+        waited.append(expected)
+        return 2.0
+
+    monkeypatch.setattr(module, "patience", patience)
+    models = [chain(length) for length in (3, 2, 1)]
+    forms = [Form(model, digest(model)) for model in models]
+    feed = {"x": np.zeros((1, 4, 8, 8), np.float32)}
+    meter = Meter(threads=1)
+    assert meter.pace(forms[0], Doomed(2, hangs=True), lambda: feed)
+    found = meter.compare(forms, Doomed(2, hangs=True), lambda: feed, seconds=0.05)
+    assert found
+    assert [ratio.value > 0 for ratio in found] == [False, True]
+    nobody_knows, *known = waited
+    assert nobody_knows is None
+    assert all(each and 0.1 < each < 60 for each in known)
+
+
+def test_a_model_that_the_runtime_hangs_on_has_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "patience", lambda _: 1.0)
+    feed = {"x": np.zeros((1, 4, 8, 8), np.float32)}
+    assert Meter(threads=1).pace(Form(chain(2), ""), Doomed(2, hangs=True), lambda: feed) is None
+
+
 class Scripted:
     """In the place of the other process: the second form's share of the first one's time, for each call."""
 
     def __init__(self, *shares: Sequence[float]) -> None:
         self.shares = list(shares)
 
-    def call(self, *_: object) -> list[Load]:
+    def call(self, *_: object, **__: object) -> list[Load]:
         loads = self.shares.pop(0)
         return [Load(((Run(1.0, False), Run(share, False)),) * 5, 0, 1) for share in loads]
 

@@ -21,6 +21,7 @@ from repfuse.errors import BadInputError
 from repfuse.proof import verification
 from repfuse.proof.comparison import OutputCheck
 from repfuse.proof.verification import FEEDS, verify
+from repfuse.runtimes import child
 from repfuse.runtimes.backends import BackendError, OnnxRuntime, OrtSession, structure
 
 F32 = TensorProto.FLOAT
@@ -565,7 +566,7 @@ def test_how_the_command_line_ends_where_a_backend_crashes(monkeypatch, tmp_path
 
 
 def test_a_backend_that_does_not_come_to_an_end_is_stopped(monkeypatch):
-    monkeypatch.setattr(verification, "PATIENCE", 2)
+    monkeypatch.setattr(child, "PATIENCE", 2)
     with pytest.raises(
         BadInputError, match=r"Doomed 1.0: it took more than 2 s, and was stopped while loading the original"
     ):
@@ -573,16 +574,11 @@ def test_a_backend_that_does_not_come_to_an_end_is_stopped(monkeypatch):
 
 
 def test_the_fused_model_has_the_time_that_the_original_took_many_times(monkeypatch):
-    monkeypatch.setattr(verification, "_limit", lambda seconds: 2 if seconds else 3600)
+    monkeypatch.setattr(verification, "patience", lambda seconds: 2 if seconds else 3600)
     result = held_against(monkeypatch, Doomed("Doomed 1.0", MERGED, loading=False, endless=True))
     (note,) = result.failures
     assert note.reason.startswith("it took more than 2 s, and was stopped while ")
     assert note.reason.endswith(" the fused model")
-
-
-def test_how_long_a_model_may_take():
-    assert verification._limit(None) == verification.PATIENCE
-    assert verification._limit(0.5) == 65
 
 
 @given(st.floats(1e-12, 1e6))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from repfuse.errors import BadInputError
 from repfuse.measures import ratios
-from repfuse.measures.interleave import Load, interleave
+from repfuse.measures.interleave import LOADS, Load, Pace, interleave, pace
 from repfuse.model import convert
 from repfuse.runtimes.backends import (
     Array,
@@ -25,7 +25,7 @@ from repfuse.runtimes.backends import (
     backends_named,
     file_or_bytes,
 )
-from repfuse.runtimes.child import Child, CrashError, Tell
+from repfuse.runtimes.child import Child, CrashError, Tell, patience
 from repfuse.runtimes.feeds import make_inputs
 from repfuse.runtimes.inputs import Range
 
@@ -105,7 +105,7 @@ def benchmark(
 
     Raises:
         BadInputError: There is no such backend, or the inputs do not fit the model.
-        BackendError: The backend cannot run one of the models, or crashes.
+        BackendError: The backend cannot run one of the models, crashes, or does not come to an end.
     """
     if backend == "all":
         raise BadInputError("one backend is measured at a time; name it: ort or openvino")
@@ -117,11 +117,22 @@ def benchmark(
 
     models = (file_or_bytes(original), file_or_bytes(other))
     say = on_progress or (lambda _: None)
+    child = Child()
+    measured = "the first model was"
     try:
-        loads = Child().call(timed, runtime, models, feed, threads, seconds, rounds, tell=say)
+        one = child.call(paced, runtime, models[0], feed, threads, seconds=patience(None))
+        measured = "both models were"
+        limit = patience(one.expected(len(models), LOADS, seconds=seconds, rounds=rounds or 0))
+        given = (runtime, models, feed, threads, seconds, rounds, None)
+        loads = child.call(timed, *given, tell=say, seconds=limit)
     except CrashError as error:
-        raise BackendError(f"{runtime.title}: it {error} while both models were measured") from error
+        raise BackendError(f"{runtime.title}: it {error} while {measured} measured") from error
     return summarize(loads, backend=runtime.title)
+
+
+def paced(runtime: Backend, model: Loadable, feed: Feeds, threads: int) -> Pace:
+    """Find out how long a model takes, in this process: a function of a module, for another process to call."""
+    return pace(functools.partial(runtime.load, model, threads=threads), feed)
 
 
 def timed(
@@ -131,15 +142,17 @@ def timed(
     threads: int,
     seconds: float,
     rounds: int | None,
+    within: float | None,
     tell: Tell = lambda _: None,
 ) -> list[Load]:
-    """Time models in this process, in turn: a function of a module, for another process to call."""
+    """Time models in this process, in turn: likewise; what is given is told at `interleave`."""
     return interleave(
         [functools.partial(runtime.load, model, threads=threads) for model in models],
         feed,
         threads=threads,
         seconds=seconds,
         rounds=rounds,
+        within=within,
         on_load=lambda number, loads: tell(f"{runtime.title}: measuring latency ({number} of {loads})"),
     )
 

@@ -27,6 +27,9 @@ for as long as it lives."""
 LEAST_LOADS = 4
 """So many are made even if that takes longer than the budget."""
 
+FEWEST_LOADS = 3
+"""So many are made where no more would be done in time; with fewer, nothing is known of how they differ."""
+
 LEAST_ROUNDS = 5
 """So many are made at each loading even if that takes longer than the budget."""
 
@@ -41,6 +44,38 @@ STEADY = 0.02
 
 MOST_WARM_UP = 50
 """Rounds; a model that still speeds up then is measured as it is."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long one model takes, roughly.
+
+    Attributes:
+        load: Seconds to load it and run it for the first time.
+        run: Seconds of a run after that.
+    """
+
+    load: float
+    run: float
+
+    def expected(self, models: int, loads: int, *, seconds: float = 0.0, rounds: int = 0) -> float:
+        """How many seconds `interleave` takes for so many models like this, or as many as it does at least."""
+        least = STEADY_ROUNDS + LEAST_ROUNDS
+        return models * (loads * (self.load + least * self.run) + rounds * self.run) + 2 * seconds
+
+
+def pace(load: Callable[[], Session], feed: Feeds) -> Pace:
+    """Load a model, and run it twice.
+
+    Raises:
+        BackendError: It cannot be loaded, or fails.
+    """
+    times = [time.perf_counter()]
+    session = load()
+    for _ in range(2):
+        session.run(feed)
+        times.append(time.perf_counter())
+    return Pace(times[1] - times[0], times[2] - times[1])
 
 
 @dataclass(frozen=True)
@@ -89,6 +124,7 @@ def interleave(
     threads: int,
     seconds: float,
     rounds: int | None = None,
+    within: float | None = None,
     on_load: Callable[[int, int], None] = lambda number, loads: None,
 ) -> list[Load]:
     """Load models anew several times, and each time run them in turn.
@@ -99,6 +135,7 @@ def interleave(
         threads: Threads that each has.
         seconds: Time for the timed rounds of all loadings.
         rounds: How many rounds to time, in place of `seconds`.
+        within: Time for all of it: models are not loaded anew if that would take longer.
         on_load: Called with the number of the loading, from 1, and how many there will be at most.
 
     Raises:
@@ -115,8 +152,10 @@ def interleave(
             sessions[int(index)] = loaders[index]()
         in_order = [sessions[index] for index in range(len(loaders))]
         loads.append(_measure(in_order, feed, threads, seconds / LOADS, share, rng))
-        late = time.perf_counter() - started > 2 * seconds
-        if rounds is None and late and number >= LEAST_LOADS:
+        spent = time.perf_counter() - started
+        late = rounds is None and spent > 2 * seconds and number >= LEAST_LOADS
+        full = within is not None and spent * (number + 1) / number > within and number >= FEWEST_LOADS
+        if late or full:
             break
     return loads
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from repfuse.runtimes.backends import BackendError, Feeds, OnnxRuntime, Session, backends_named
-from repfuse.runtimes.child import Child, CrashError
+from repfuse.runtimes.child import Child, CrashError, patience
 
 RUNS = 3
 """What is allocated in the first run may be rearranged in the second, and stays as it is from then on."""
@@ -51,7 +51,8 @@ def measure_memory(model: Path, feeds: Feeds, *, backend: str, threads: int = 1)
         BackendError: The backend cannot run the model, or the process ended before it was done.
     """
     try:
-        return Child().call(_measure_here, str(model.absolute()), dict(feeds), backend, threads)
+        given = (str(model.absolute()), dict(feeds), backend, threads)
+        return Child().call(_measure_here, *given, seconds=patience(None))
     except CrashError as error:
         raise BackendError(f"measuring the memory that {model.name} takes failed: it {error}") from error
 

@@ -1,6 +1,7 @@
 """Measuring how much faster one form of a model is than another, once: what was measured can be kept in a file.
 
-Models run in a process of their own: what crashes a runtime ends that one, and not the search.
+Models run in a process of their own: what crashes a runtime ends that one, and not the search. A runtime that hangs
+is ended with it, after much longer than what is measured takes.
 
 A measurement is known by what it depends on: the structure of the forms, not their weights; the runtime and its
 version; threads; and the processor. Equal blocks of a network, and of the next one, are measured once.
@@ -20,12 +21,12 @@ from typing import Any
 
 from repfuse.errors import BadInputError
 from repfuse.measures import ratios
-from repfuse.measures.bench import timed
-from repfuse.measures.interleave import Load
+from repfuse.measures.bench import paced, timed
+from repfuse.measures.interleave import LOADS, Load, Pace
 from repfuse.measures.ratios import Ratio
 from repfuse.model.staging import staged
 from repfuse.runtimes.backends import Backend, BackendError, Feeds, ModelSource, file_or_bytes
-from repfuse.runtimes.child import Child, CrashError
+from repfuse.runtimes.child import Child, CrashError, patience
 
 _Measured = tuple[float, float, float, float]
 """The fields of a Ratio, as they are kept."""
@@ -65,7 +66,21 @@ class Meter:
         self._file = file
         self._known: dict[str, Any] = _read(file) if file and file.exists() else {}
         self._processor = processor()
+        self._paces: dict[Backend, Pace | None] = {}
         self.measured = 0
+
+    def pace(self, form: Form, backend: Backend, feed: Callable[[], Feeds]) -> Pace | None:
+        """How long a form takes, as it was found out at the first call; None where the backend cannot run it.
+
+        What is compared afterwards on that backend may not take much longer, so that what hangs is ended.
+        """
+        if backend not in self._paces:
+            given = (backend, file_or_bytes(form.model), feed(), self._threads)
+            try:
+                self._paces[backend] = self._child.call(paced, *given, seconds=patience(None))
+            except (BackendError, CrashError):
+                self._paces[backend] = None
+        return self._paces[backend]
 
     def knows(self, forms: Sequence[Form], backend: Backend) -> bool:
         """Whether a comparison need not be run."""
@@ -91,8 +106,8 @@ class Meter:
                 a few times.
 
         Returns:
-            A ratio for each form but the first: zero for one that the backend cannot run. None where it cannot run
-            the first.
+            A ratio for each form but the first: zero for one that the backend crashes or hangs on, or refuses. None
+            where it does so with the first.
         """
         key = self._key(forms, backend)
         if key not in self._known:
@@ -113,8 +128,11 @@ class Meter:
     ) -> list[_Measured] | None:
         def run(some: Sequence[Form]) -> list[Load] | None:
             models = [file_or_bytes(form.model) for form in some]
+            given = (backend, models, feed, self._threads, seconds, None, None)
+            pace = self._paces.get(backend)
+            limit = patience(pace.expected(len(some), LOADS, seconds=seconds) if pace else None)
             try:
-                return self._child.call(timed, backend, models, feed, self._threads, seconds, None)
+                return self._child.call(timed, *given, seconds=limit)
             except (BackendError, CrashError):
                 return None
 

@@ -172,19 +172,20 @@ class _Search:
         inputs = resolve_inputs(self._path, **feeding)
         extents = {entry.name: entry.shape for entry in inputs}
         pieces = self._pieces(regions, bare, extents)
-        ratios = self._measured(pieces, (1 - _WHOLE) * budget)
-        decisions = [decide(region, found) for region, found in zip(regions, ratios, strict=True)]
 
         def feed() -> dict[str, Array]:
             return make_inputs(self._path, count=1, seed=seed, **feeding)[0]
 
+        original = self._whole(self._path, extents)
+        ratios = self._measured(pieces, original, feed, (1 - _WHOLE) * budget)
+        decisions = [decide(region, found) for region, found in zip(regions, ratios, strict=True)]
         seconds = _within(_WHOLE * budget / len(self._backends) / _LOADING, 3.0)
         tried = proposals(regions, decisions)
         always = {(edit.graph, edit.output) for edit in bare.edits}
         nothing = Plan(
             left=frozenset(always.union(*(set(each.plan.made) | each.plan.left for each in tried)))
         )
-        plan, whole = self._confirmed(tried, extents, feed, seconds) or (nothing, {})
+        plan, whole = self._confirmed(original, tried, extents, feed, seconds) or (nothing, {})
         trials = []
         for region, decision in zip(regions, decisions, strict=True):
             made = [plan.made[place] for place in _places(region) if place in plan.made]
@@ -232,7 +233,13 @@ class _Search:
                 pieces[-1] = form, options
         return pieces
 
-    def _measured(self, pieces: Sequence[_Piece | None], budget: float) -> list[dict[Style, Ratios]]:
+    def _measured(
+        self,
+        pieces: Sequence[_Piece | None],
+        original: Form,
+        feed: Callable[[], dict[str, Array]],
+        budget: float,
+    ) -> list[dict[Style, Ratios]]:
         """For each region the ratios of its alternatives, by their style; none where there was no time."""
         keyed = {tuple(form.digest for form in _forms(piece)): piece for piece in pieces if piece}
         counts = Counter(tuple(form.digest for form in _forms(piece)) for piece in pieces if piece)
@@ -242,6 +249,8 @@ class _Search:
             for backend in self._backends
             if not self._meter.knows(_forms(keyed[key]), backend)
         ]
+        for backend in dict.fromkeys(backend for _, backend in jobs):
+            self._meter.pace(original, backend, feed)
         seconds = _within(budget / max(1, len(jobs)) / _LOADING, _SECONDS[1])
         started = time.perf_counter()
         for number, (piece, backend) in enumerate(jobs):
@@ -271,6 +280,7 @@ class _Search:
 
     def _confirmed(
         self,
+        original: Form,
         proposals: Sequence[Proposal],
         extents: Mapping[str, Sequence[int]],
         feed: Callable[[], dict[str, Array]],
@@ -278,7 +288,6 @@ class _Search:
     ) -> tuple[Plan, Ratios] | None:
         """The first plan with which the whole model is slower nowhere, or one that is clearly faster."""
         self._say("measuring the whole model")
-        original = self._whole(self._path, extents)
         made = [self._written(proposal.plan, extents) for proposal in proposals]
         first: dict[str, Proposal] = {}
         forms = [original]

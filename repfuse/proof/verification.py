@@ -27,7 +27,7 @@ from repfuse.runtimes.backends import (
     backends_named,
     file_or_bytes,
 )
-from repfuse.runtimes.child import Child, CrashError, Tell
+from repfuse.runtimes.child import Child, CrashError, Tell, patience
 from repfuse.runtimes.feeds import make_inputs
 from repfuse.runtimes.inputs import Range, resolve_inputs
 
@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 
 FEEDS = 3
 """Inputs shown to each model: with three, one odd one does not decide what the movement is."""
-
-PATIENCE = 3600.0
-"""Seconds that loading and running the original may take on a backend before it counts as a loop."""
-
-_SLOWER = 10
-"""The fused model may take so many times as long as the original, and a minute."""
 
 _LOADED = "loaded"
 
@@ -148,7 +142,7 @@ class Verifier:
         self._say(f"{backend.title}: {called} model")
         told: list[str] = []
         given = (backend, file_or_bytes(model), self._feeds, self._threads)
-        limit = _limit(self._seconds.get(backend))
+        limit = patience(self._seconds.get(backend))
         started = time.monotonic()
         try:
             results = self._child.call(_outputs, *given, tell=told.append, seconds=limit)
@@ -173,11 +167,6 @@ class Verifier:
             asked = " ".join(f"--input-shape {each.name}:{','.join(map(str, each.shape))}" for each in chosen)
             message += f" (it was run with {'; '.join(map(str, chosen))}: give better extents, as in {asked})"
         return message
-
-
-def _limit(original: float | None) -> float:
-    """How many seconds a model may take: by what the original took, if that was run."""
-    return PATIENCE if original is None else _SLOWER * original + 60
 
 
 def _outputs(backend: Backend, model: Loadable, feeds: Sequence[Feeds], threads: int, tell: Tell) -> Results:

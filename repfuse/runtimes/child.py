@@ -36,8 +36,19 @@ _START = "import sys; sys.path[:] = sys.argv[1:]; from repfuse.runtimes.child im
 
 _Calls = queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], bool]]
 
+PATIENCE = 3600.0
+"""Seconds after which what nobody knows the duration of counts as a loop."""
+
+_SLOWER = 10
+"""What is known to take so long may take so many times as long, and a minute."""
+
 _SAID = 200
 """Characters of what it said last that are told."""
+
+
+def patience(expected: float | None) -> float:
+    """How many seconds to wait for what is expected to take so many; None if nobody knows."""
+    return PATIENCE if expected is None else _SLOWER * expected + 60
 
 
 class CrashError(RepfuseError):
