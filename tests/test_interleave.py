@@ -8,7 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from repfuse.measures import interleave
-from repfuse.measures.interleave import LEAST_LOADS, LEAST_ROUNDS, LOADS, MOST_ROUNDS, MOST_WARM_UP, Load, Run
+from repfuse.measures.interleave import (
+    FEWEST_LOADS,
+    LEAST_LOADS,
+    LEAST_ROUNDS,
+    LOADS,
+    MOST_ROUNDS,
+    MOST_WARM_UP,
+    Load,
+    Run,
+)
 
 Costs = Callable[[int], float]
 
@@ -87,6 +96,16 @@ def test_who_goes_first_is_drawn_and_reversed_in_the_next_round(world):
 def test_rounds_are_bounded_both_ways(world, cost, loads, rounds):
     found = run(world, world.session("a", cost), world.session("b", cost))
     assert [len(load.rounds) for load in found] == [rounds] * loads
+
+
+@pytest.mark.parametrize(
+    ("within", "loads"), [(0.0, FEWEST_LOADS), (5.9 * 18, 5), (6.0 * 18, 6), (1e9, LOADS)]
+)
+def test_models_are_not_loaded_anew_where_that_would_take_too_long(world, within, loads):
+    found = run(world, world.session("a", 1.0), world.session("b", 1.0), seconds=80.0, within=within)
+    per_load = 2 * (4 + len(found[0].rounds))
+    assert per_load == 18
+    assert len(found) == loads
 
 
 @pytest.mark.parametrize(

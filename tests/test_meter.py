@@ -109,7 +109,7 @@ def test_what_is_not_certain_is_measured_again(
     meter, script = Meter(threads=1), Scripted(*shares)
     meter._child = script  # type: ignore[assignment]
     forms = [Form(chain(length), str(length)) for length in (2, 1)]
-    found = meter.compare(forms, OnnxRuntime(), dict, seconds=seconds, limit=limit)
+    found = meter.compare(forms, OnnxRuntime(), dict, seconds=1.0, limit=limit, within=seconds)
     assert found
     assert len(script.shares) == left
     assert meter.measured == 1

@@ -137,17 +137,18 @@ class Proposal(NamedTuple):
 
     Attributes:
         plan: What to fuse.
-        plain: What it must be as fast as on each backend: places in the list of proposals.
+        plain: What it must be as fast as on each backend: the same, and what the cost model says, each without
+            columns of zeros.
     """
 
     plan: Plan
-    plain: frozenset[int]
+    plain: tuple[Plan, Plan]
 
 
 def proposals(regions: Sequence[Region], decisions: Sequence[Decision]) -> list[Proposal]:
-    """All that did not lose, what won, what the cost model says, and nothing; then each without zeros.
+    """All that did not lose, what won, what the cost model says, and nothing.
 
-    What is the same as one before it is left out.
+    After each comes the same without columns of zeros. What is the same as one before it is left out.
     """
     ways: list[list[Style | None]] = [
         [decision.style for decision in decisions],
@@ -155,15 +156,18 @@ def proposals(regions: Sequence[Region], decisions: Sequence[Decision]) -> list[
         [decision.own for decision in decisions],
         [None] * len(regions),
     ]
-    plain = [
+    without_zeros = [
         [style and _without_zeros(region, style) for region, style in zip(regions, way, strict=True)]
         for way in ways
     ]
-    plans = [_plan(regions, way) for way in (*ways, *plain)]
-    distinct = [plan for number, plan in enumerate(plans) if plan not in plans[:number]]
-    beside = [distinct.index(plan) for plan in plans[len(ways) :]]
+    plain = [_plan(regions, way) for way in without_zeros]
+    listed = [
+        Proposal(plan, (same, plain[_OWN]))
+        for way, same in zip(ways, plain, strict=True)
+        for plan in (_plan(regions, way), same)
+    ]
     return [
-        Proposal(plan, frozenset({beside[plans.index(plan) % len(ways)], beside[_OWN]})) for plan in distinct
+        each for place, each in enumerate(listed) if each.plan not in [one.plan for one in listed[:place]]
     ]
 
 

@@ -32,10 +32,7 @@ _Measured = tuple[float, float, float, float]
 """The fields of a Ratio, as they are kept."""
 
 _ATTEMPTS = 4
-"""So often is measured at most what may lie on either side of a limit ..."""
-
-_PATIENCE = 10
-"""... unless that took so many times as long as was asked for: on a busy machine, nothing gets certain."""
+"""So often is measured at most what may lie on either side of a limit: on a busy machine, nothing gets certain."""
 
 _FORMAT = 1
 """Of the file. Another format is not read."""
@@ -94,6 +91,7 @@ class Meter:
         *,
         seconds: float,
         limit: float | None = None,
+        within: float | None = None,
     ) -> list[Ratio] | None:
         """How many times as long the first form takes as each of the others.
 
@@ -103,7 +101,8 @@ class Meter:
             feed: Makes what to run them on.
             seconds: Time for the timed rounds. Loading comes on top.
             limit: A ratio that matters. As long as some form may lie on either side of it, all are measured again,
-                a few times.
+                a few times, if there is time for that.
+            within: Time for all of it, loading as well; what takes longer is measured as little as makes sense.
 
         Returns:
             A ratio for each form but the first: zero for one that the backend crashes or hangs on, or refuses. None
@@ -116,7 +115,7 @@ class Meter:
                 "threads": self._threads,
                 "processor": self._processor,
                 "forms": [form.digest for form in forms],
-                "ratios": self._measure(forms, backend, feed(), seconds, limit),
+                "ratios": self._measure(forms, backend, feed(), seconds, limit, within),
             }
             self.measured += 1
             self._save()
@@ -124,11 +123,17 @@ class Meter:
         return None if found is None else [Ratio(*each) for each in found]
 
     def _measure(
-        self, forms: Sequence[Form], backend: Backend, feed: Feeds, seconds: float, limit: float | None
+        self,
+        forms: Sequence[Form],
+        backend: Backend,
+        feed: Feeds,
+        seconds: float,
+        limit: float | None,
+        within: float | None,
     ) -> list[_Measured] | None:
         def run(some: Sequence[Form]) -> list[Load] | None:
             models = [file_or_bytes(form.model) for form in some]
-            given = (backend, models, feed, self._threads, seconds, None, None)
+            given = (backend, models, feed, self._threads, seconds, None, within)
             pace = self._paces.get(backend)
             limit = patience(pace.expected(len(some), LOADS, seconds=seconds) if pace else None)
             try:
@@ -138,10 +143,10 @@ class Meter:
 
         loads: list[Load] = []
         started = time.perf_counter()
-        for _ in range(_ATTEMPTS):
+        for attempt in range(1, _ATTEMPTS + 1):
             loads += run(forms) or []
             found = [_compared(loads, number) for number in range(1, len(forms))] if loads else []
-            late = time.perf_counter() - started > _PATIENCE * seconds
+            late = (time.perf_counter() - started) * (attempt + 1) / attempt > (within or 0)
             if limit is None or late or not any(low < limit < high for _, low, high, _ in found):
                 break
         if loads:

@@ -21,7 +21,8 @@ from onnx import ModelProto
 
 from repfuse.choice.plan import Place, Plan, Region, Style, followed
 from repfuse.fusion import FuseResult, fuse_file, regions_of
-from repfuse.measures.decide import NEVER_BELOW, Proposal, Ratios, bearable, best, decide, fair, proposals
+from repfuse.measures.confirm import Whole
+from repfuse.measures.decide import Ratios, decide, proposals
 from repfuse.measures.extract import Source, digest, static, types_of
 from repfuse.measures.meter import Form, Meter
 from repfuse.measures.ratios import Ratio
@@ -35,7 +36,10 @@ BUDGET = 60.0
 """Seconds."""
 
 _WHOLE = 0.3
-"""The share of the budget for the whole model."""
+"""The share of the budget for the whole model ..."""
+
+_WHOLE_AT_MOST = 0.5
+"""... or more, up to so much, if it takes that to measure the model at all."""
 
 _LOADING = 2.0
 """How many times as long as its timed rounds a measurement takes, roughly."""
@@ -176,16 +180,19 @@ class _Search:
         def feed() -> dict[str, Array]:
             return make_inputs(self._path, count=1, seed=seed, **feeding)[0]
 
-        original = self._whole(self._path, extents)
-        ratios = self._measured(pieces, original, feed, (1 - _WHOLE) * budget)
+        whole = Whole(self._form(self._path, extents), self._backends, self._meter, feed)
+        end = time.perf_counter() + budget
+        ratios = self._measured(pieces, whole, budget)
+        left = max(_WHOLE * budget, end - time.perf_counter())
         decisions = [decide(region, found) for region, found in zip(regions, ratios, strict=True)]
-        seconds = _within(_WHOLE * budget / len(self._backends) / _LOADING, 3.0)
         tried = proposals(regions, decisions)
         always = {(edit.graph, edit.output) for edit in bare.edits}
         nothing = Plan(
             left=frozenset(always.union(*(set(each.plan.made) | each.plan.left for each in tried)))
         )
-        plan, whole = self._confirmed(original, tried, extents, feed, seconds) or (nothing, {})
+        self._say("measuring the whole model")
+        forms = [self._written(proposal.plan, extents) for proposal in tried]
+        plan, confirmed = whole.taken(tried, forms, left) or (nothing, {})
         trials = []
         for region, decision in zip(regions, decisions, strict=True):
             made = [plan.made[place] for place in _places(region) if place in plan.made]
@@ -193,7 +200,7 @@ class _Search:
             trials.append(
                 Trial(region.graph, region.outputs, decision.ratios, decision.verdict, bool(made), narrow)
             )
-        return Tuning(plan, tuple(trials), whole, self._meter.measured)
+        return Tuning(plan, tuple(trials), confirmed, self._meter.measured)
 
     def _made(self, plan: Plan) -> FuseResult:
         """The model as a plan makes it; its weights lie in a file."""
@@ -236,8 +243,7 @@ class _Search:
     def _measured(
         self,
         pieces: Sequence[_Piece | None],
-        original: Form,
-        feed: Callable[[], dict[str, Array]],
+        whole: Whole,
         budget: float,
     ) -> list[dict[Style, Ratios]]:
         """For each region the ratios of its alternatives, by their style; none where there was no time."""
@@ -249,8 +255,8 @@ class _Search:
             for backend in self._backends
             if not self._meter.knows(_forms(keyed[key]), backend)
         ]
-        for backend in dict.fromkeys(backend for _, backend in jobs):
-            self._meter.pace(original, backend, feed)
+        if jobs:
+            budget -= max(_WHOLE * budget, min(whole.least(), _WHOLE_AT_MOST * budget))
         seconds = _within(budget / max(1, len(jobs)) / _LOADING, _SECONDS[1])
         started = time.perf_counter()
         for number, (piece, backend) in enumerate(jobs):
@@ -278,40 +284,6 @@ class _Search:
                 found[option.style][backend.title] = ratio
         return {style: each for style, each in found.items() if each}
 
-    def _confirmed(
-        self,
-        original: Form,
-        proposals: Sequence[Proposal],
-        extents: Mapping[str, Sequence[int]],
-        feed: Callable[[], dict[str, Array]],
-        seconds: float,
-    ) -> tuple[Plan, Ratios] | None:
-        """The first plan with which the whole model is slower nowhere, or one that is clearly faster."""
-        self._say("measuring the whole model")
-        made = [self._written(proposal.plan, extents) for proposal in proposals]
-        first: dict[str, Proposal] = {}
-        forms = [original]
-        for proposal, form in zip(proposals, made, strict=True):
-            if form and form.digest != original.digest and form.digest not in first:
-                first[form.digest] = proposal
-                forms.append(form)
-        if not first:
-            return None
-        found: dict[str, dict[str, Ratio]] = {form: {} for form in first}
-        for backend in self._backends:
-            ratios = self._meter.compare(forms, backend, feed, seconds=seconds, limit=NEVER_BELOW)
-            for each, ratio in zip(found.values(), ratios or (), strict=False):
-                each[backend.title] = ratio
-        if not any(found.values()):  # no backend runs the model: there is only the cost model to go by
-            return next(iter(first.values())).plan, {}
-        borne = [each for each in found.items() if bearable(each[1])]
-        plain = {
-            digest: {form.digest for place in proposal.plain if (form := made[place])}
-            for digest, proposal in first.items()
-        }
-        taken = best(fair(borne, plain.__getitem__), sure=True)
-        return taken and (first[taken[0]].plan, taken[1])
-
     def _written(self, plan: Plan, extents: Mapping[str, Sequence[int]]) -> Form | None:
         """The model as a plan makes it, in a file; None where it is as it was."""
         result = self._made(plan)
@@ -319,9 +291,9 @@ class _Search:
             return None
         target = self._folder / f"plan-{self._plans}.onnx"
         model_io.write(result.model, target)
-        return self._whole(target, extents)
+        return self._form(target, extents)
 
-    def _whole(self, path: Path, extents: Mapping[str, Sequence[int]]) -> Form:
+    def _form(self, path: Path, extents: Mapping[str, Sequence[int]]) -> Form:
         return Form(path, digest(static(model_io.read(path), extents)))
 
 
