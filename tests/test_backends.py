@@ -12,8 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from repfuse.errors import BadInputError
-from repfuse.runtimes import backends
-from repfuse.runtimes.backends import BackendError, OnnxRuntime, OpenVINO, backends_named, fed_inputs
+from repfuse.runtimes import installed
+from repfuse.runtimes.backends import BackendError, fed_inputs
+from repfuse.runtimes.installed import backends_named
+from repfuse.runtimes.openvino import OpenVINO
+from repfuse.runtimes.ort import OnnxRuntime
 
 F32 = TensorProto.FLOAT
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
@@ -291,10 +294,10 @@ def test_optimizing_is_switched_off():
 
 def test_backends_are_found_by_name(monkeypatch):
     assert backends_named("ort") == [OnnxRuntime()]
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda _: object())
     assert backends_named("all") == [OnnxRuntime(), OpenVINO()]
     assert backends_named("openvino") == [OpenVINO()]
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda _: None)
     assert backends_named("all") == [OnnxRuntime()]
     with pytest.raises(BadInputError, match=r"pip install 'repfuse\[openvino\]'"):
         backends_named("openvino")

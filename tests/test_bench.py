@@ -16,7 +16,8 @@ from repfuse.errors import BadInputError
 from repfuse.measures import bench
 from repfuse.measures.bench import all_threads, benchmark, summarize
 from repfuse.measures.interleave import LEAST_LOADS, LEAST_ROUNDS, Load, Run
-from repfuse.runtimes.backends import BackendError, OnnxRuntime, structure
+from repfuse.runtimes.backends import BackendError, structure
+from repfuse.runtimes.ort import OnnxRuntime
 
 
 def load(before, after, *, disturbed=()):

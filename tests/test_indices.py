@@ -10,10 +10,10 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from repfuse.proof.verification import verify
-from repfuse.runtimes.backends import OnnxRuntime
 from repfuse.runtimes.feeds import make_inputs
 from repfuse.runtimes.indices import index_limits
 from repfuse.runtimes.inputs import resolve_inputs
+from repfuse.runtimes.ort import OnnxRuntime
 
 I64 = TensorProto.INT64
 

@@ -13,7 +13,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 import repfuse
 from repfuse.integrations.onnx_ir import FusePass
 from repfuse.model import wire
-from repfuse.runtimes.backends import OnnxRuntime
+from repfuse.runtimes.ort import OnnxRuntime
 
 X = np.random.default_rng(1).normal(size=(1, 4, 8, 8)).astype(np.float32)
 

@@ -17,7 +17,8 @@ from repfuse.measures import meter as module
 from repfuse.measures.extract import digest
 from repfuse.measures.interleave import Load, Run
 from repfuse.measures.meter import Form, Meter
-from repfuse.runtimes.backends import Loadable, OnnxRuntime, Session
+from repfuse.runtimes.backends import Loadable, Session
+from repfuse.runtimes.ort import OnnxRuntime
 
 
 @dataclass(frozen=True)

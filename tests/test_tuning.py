@@ -21,8 +21,8 @@ from repfuse.families.patterns import Example, load_patterns
 from repfuse.fusion import regions_of
 from repfuse.measures.extract import Source, digest, types_of
 from repfuse.measures.meter import Form, Meter
-from repfuse.runtimes.backends import OnnxRuntime
 from repfuse.runtimes.feeds import make_inputs
+from repfuse.runtimes.ort import OnnxRuntime
 
 REPVGG = next(pattern for pattern in load_patterns() if pattern.slug == "repvgg")
 BRANCHES = Example("", ("conv3x3 bn", "conv1x1 bn", "bn"), channels=(4, 4))

@@ -22,7 +22,8 @@ from repfuse.proof import verification
 from repfuse.proof.comparison import OutputCheck
 from repfuse.proof.verification import FEEDS, verify
 from repfuse.runtimes import child
-from repfuse.runtimes.backends import BackendError, OnnxRuntime, OrtSession, structure
+from repfuse.runtimes.backends import BackendError, structure
+from repfuse.runtimes.ort import OnnxRuntime, OrtSession
 
 F32 = TensorProto.FLOAT
 SHAPE = [1, 4, 16, 16]

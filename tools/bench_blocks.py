@@ -34,7 +34,7 @@ from repfuse.families.expression import Expression
 from repfuse.families.patterns import Example, Pattern
 from repfuse.fusion import FuseResult, fuse
 from repfuse.measures.bench import Benchmark, benchmark
-from repfuse.runtimes.backends import backends_named
+from repfuse.runtimes.installed import backends_named
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from blocks import build, fold_bn  # the tests' builder of blocks

@@ -32,16 +32,10 @@ from repfuse.measures import stats
 from repfuse.measures.bench import summarize
 from repfuse.measures.interleave import interleave
 from repfuse.measures.memory import measure_memory
-from repfuse.runtimes.backends import (
-    Backend,
-    BackendError,
-    Feeds,
-    OpenVINO,
-    Session,
-    backends_named,
-    structure,
-)
+from repfuse.runtimes.backends import Backend, BackendError, Feeds, Session, structure
 from repfuse.runtimes.feeds import make_inputs
+from repfuse.runtimes.installed import backends_named
+from repfuse.runtimes.openvino import OpenVINO
 
 ROOT = Path(__file__).parents[1]
 

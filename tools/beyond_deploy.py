@@ -18,8 +18,8 @@ from repfuse.measures import ratios
 from repfuse.measures.interleave import interleave
 from repfuse.measures.ratios import Ratio
 from repfuse.model.model_io import load
-from repfuse.runtimes.backends import backends_named
 from repfuse.runtimes.feeds import make_inputs
+from repfuse.runtimes.installed import backends_named
 
 
 def compared(

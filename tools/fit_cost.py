@@ -38,8 +38,8 @@ from repfuse.choice.plan import BALANCES, Style, followed
 from repfuse.fusion import fuse, regions_of
 from repfuse.measures.extract import digest, types_of
 from repfuse.measures.meter import Form, Meter, processor
-from repfuse.runtimes.backends import backends_named
 from repfuse.runtimes.feeds import make_inputs
+from repfuse.runtimes.installed import backends_named
 
 DATA = Path(__file__).with_suffix(".json")
 

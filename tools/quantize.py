@@ -21,8 +21,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import repfuse
 from repfuse.measures.int8 import LEVELS, compare
-from repfuse.runtimes.backends import Array, OnnxRuntime
+from repfuse.runtimes.backends import Array
 from repfuse.runtimes.feeds import make_inputs
+from repfuse.runtimes.ort import OnnxRuntime
 
 Feeds = Mapping[str, Array]
 

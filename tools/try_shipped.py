@@ -29,7 +29,7 @@ from rich.table import Table
 import repfuse
 from repfuse.measures.bench import Benchmark
 from repfuse.model import model_io
-from repfuse.runtimes.backends import backends_named
+from repfuse.runtimes.installed import backends_named
 
 PACKAGES = (
     "rapidocr-onnxruntime",

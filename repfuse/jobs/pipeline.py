@@ -33,7 +33,7 @@ from repfuse.reporting import report
 from repfuse.reporting.details import Details
 from repfuse.reporting.report import Report
 from repfuse.reporting.voice import Tell, Voice
-from repfuse.runtimes.backends import Array, BackendError, backends_named
+from repfuse.runtimes.backends import Array, BackendError
 from repfuse.runtimes.inputs import (
     Range,
     load_input_data,
@@ -41,6 +41,7 @@ from repfuse.runtimes.inputs import (
     parse_input_shape,
     resolve_inputs,
 )
+from repfuse.runtimes.installed import backends_named
 
 
 @dataclass(frozen=True)

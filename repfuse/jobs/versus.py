@@ -19,9 +19,10 @@ from repfuse.model.staging import staged
 from repfuse.reporting.figures import changed_by, counted, figure_table, milliseconds, si
 from repfuse.reporting.plain import as_plain
 from repfuse.reporting.voice import Voice
-from repfuse.runtimes.backends import Backend, BackendError, Feeds, backends_named, fed_inputs, structure
+from repfuse.runtimes.backends import Backend, BackendError, Feeds, fed_inputs, structure
 from repfuse.runtimes.feeds import make_inputs
 from repfuse.runtimes.inputs import load_input_data, parse_input_range, parse_input_shape
+from repfuse.runtimes.installed import backends_named
 
 SCHEMA = 1
 """Version of the JSON report. It grows when a key goes or changes its meaning, not when one is added."""

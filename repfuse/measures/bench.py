@@ -16,18 +16,11 @@ from repfuse.errors import BadInputError
 from repfuse.measures import ratios
 from repfuse.measures.interleave import LOADS, Load, Pace, interleave, pace
 from repfuse.model import convert
-from repfuse.runtimes.backends import (
-    Array,
-    Backend,
-    BackendError,
-    Feeds,
-    Loadable,
-    backends_named,
-    file_or_bytes,
-)
+from repfuse.runtimes.backends import Array, Backend, BackendError, Feeds, Loadable, file_or_bytes
 from repfuse.runtimes.child import Child, CrashError, Tell, patience
 from repfuse.runtimes.feeds import make_inputs
 from repfuse.runtimes.inputs import Range
+from repfuse.runtimes.installed import backends_named
 
 if TYPE_CHECKING:
     from repfuse.model.convert import Source

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repfuse.runtimes.backends import BackendError, Feeds, OnnxRuntime, Session, backends_named
+from repfuse.runtimes.backends import BackendError, Feeds, Session
 from repfuse.runtimes.child import Child, CrashError, patience
+from repfuse.runtimes.installed import backends_named
+from repfuse.runtimes.ort import OnnxRuntime
 
 RUNS = 3
 """What is allocated in the first run may be rearranged in the second, and stays as it is from then on."""

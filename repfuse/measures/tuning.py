@@ -28,9 +28,10 @@ from repfuse.measures.meter import Form, Meter
 from repfuse.measures.ratios import Ratio
 from repfuse.model import model_io
 from repfuse.model.storage import Spill
-from repfuse.runtimes.backends import Array, Backend, ModelSource, backends_named
+from repfuse.runtimes.backends import Array, Backend, ModelSource
 from repfuse.runtimes.feeds import make_inputs
 from repfuse.runtimes.inputs import Range, resolve_inputs
+from repfuse.runtimes.installed import backends_named
 
 BUDGET = 60.0
 """Seconds."""

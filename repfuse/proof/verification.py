@@ -23,13 +23,13 @@ from repfuse.runtimes.backends import (
     Feeds,
     Loadable,
     ModelSource,
-    OnnxRuntime,
-    backends_named,
     file_or_bytes,
 )
 from repfuse.runtimes.child import Child, CrashError, Tell, patience
 from repfuse.runtimes.feeds import make_inputs
 from repfuse.runtimes.inputs import Range, resolve_inputs
+from repfuse.runtimes.installed import backends_named
+from repfuse.runtimes.ort import OnnxRuntime
 
 if TYPE_CHECKING:
     from repfuse.model.convert import Source
