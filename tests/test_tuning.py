@@ -377,6 +377,37 @@ def test_extents_that_the_graph_computes_are_known() -> None:
     assert types_of(model, {})[padded] == (onnx.TensorProto.DOUBLE, (1, 4, 10, 9))
 
 
+def half_of_the_channels(net: Net) -> str:
+    """A Slice up to half of the channels, as the graph computes that from its input's shape."""
+    moved = net.node("Relu", net.conv(net.x, 3))
+    extents = net.node("Gather", net.node("Shape", moved), net.integers(1))
+    half = net.node("Div", extents, net.integers(2))
+    return net.node("Slice", moved, net.integers(0), half, net.integers(1))
+
+
+def test_extents_that_the_graph_computes_from_extents_are_known() -> None:
+    net = Net(4, (9, 8))
+    half = half_of_the_channels(net)
+    model = net.model(net.node("Relu", net.conv(half, 3, (2, 2))))
+    types = types_of(model, {})
+    assert types[half] == (onnx.TensorProto.DOUBLE, (1, 2, 9, 8))
+    assert types[net.nodes[-1].output[0]] == (onnx.TensorProto.DOUBLE, (1, 2, 9, 8))
+
+
+def test_what_only_its_shape_is_asked_of_is_no_end_of_a_part(
+    measuring: Callable[[Measure], list[str]],
+) -> None:
+    net = Net(4, (9, 9), dtype=onnx.TensorProto.FLOAT)
+    inner = net.conv(net.node("Relu", net.x), 3)
+    extents = net.node("Slice", net.node("Shape", inner), net.integers(0), net.integers(2))
+    flat = net.node("Reshape", inner, net.node("Concat", extents, net.integers(-1, 9), axis=0))
+    model = net.model(net.node("Relu", net.node("Mul", flat, net.constant(0.5))))
+    (region,) = regions_of(model)
+    assert inner in region.outputs
+    measuring(by_nodes)
+    assert [trial.verdict for trial in tune(model, backend="ort").trials] == ["faster"]
+
+
 def test_a_digest_is_of_structure() -> None:
     def cut(model: onnx.ModelProto) -> str:
         (region, *_) = regions_of(model)

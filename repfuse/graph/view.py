@@ -147,6 +147,10 @@ class Inferred:
 
         return shapes.infer(self._model, integers, self._pure.nodes)
 
+    def further(self) -> Inferred:
+        """What is known where extents are computed from those that were found here."""
+        return Inferred(self._model, self._pure.knowing(self.shape_of, self.type_of))
+
 
 def _trained(model: ModelProto) -> Iterator[str]:
     """Names of the main graph's tensors that the model's training information refers to."""

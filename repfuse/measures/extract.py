@@ -48,6 +48,9 @@ _ELEMENTWISE = frozenset(
 )
 """Operators that runtimes run together with a Conv before them."""
 
+_ROUNDS = 8
+"""So often are types inferred at most: where the graph computes extents from extents, each time shows more."""
+
 _FOLLOWING = 5
 """So many of them in a row come along; a GELU is five."""
 
@@ -61,7 +64,19 @@ def static(model: ModelProto, extents: Mapping[str, Sequence[int]]) -> ModelProt
 
 def types_of(model: ModelProto, extents: Mapping[str, Sequence[int]]) -> dict[str, Type]:
     """The types of the main graph's tensors, as far as they are static, for inputs of these extents."""
-    facts = Inferred(static(model, extents)).facts
+    inferred = Inferred(static(model, extents))
+    found = _static_types(inferred)
+    for _ in range(_ROUNDS):
+        inferred = inferred.further()
+        known = len(found)
+        found.update(_static_types(inferred))  # which leaves out what was only there to compute extents
+        if len(found) == known:
+            break
+    return found
+
+
+def _static_types(inferred: Inferred) -> dict[str, Type]:
+    facts = inferred.facts
     found = {}
     for name, shape in facts.shapes.items():
         known = tuple(extent for extent in shape if isinstance(extent, int))
@@ -82,6 +97,10 @@ class Source:
     def _producers(self) -> Mapping[str, int]:
         nodes = self._model.graph.node
         return {name: position for position, node in enumerate(nodes) for name in node.output if name}
+
+    def computes(self, tensor: str) -> bool:
+        """Whether some node computes a tensor."""
+        return tensor in self._producers
 
     @cached_property
     def _consumers(self) -> Mapping[str, list[int]]:

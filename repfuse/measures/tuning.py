@@ -229,6 +229,9 @@ class _Search:
                 continue
             ends, beside = before.followers(region.outputs, computed)
             inputs = dict.fromkeys((*region.inputs, *beside))
+            # One that an alternative does without has readers that only ask for its shape, and ask another for it.
+            sources = (before, *(after[style] for style in region.alternatives))
+            ends = tuple(end for end in ends if all(source.computes(end) for source in sources))
             form = _form(before, inputs, ends)
             known = {form.digest} if form else set()
             options = []
