@@ -132,6 +132,13 @@ def test_a_model_is_warm_when_it_does_not_speed_up_any_more(world, cost, warm_up
     assert [load.warm_up for load in found] == [warm_up]
 
 
+@pytest.mark.parametrize(("within", "warm_up"), [(0.0, 3), (6 * 5.5, 4), (6 * 9.5, 7), (None, MOST_WARM_UP)])
+def test_a_model_is_not_warmed_up_for_longer_than_there_is_time(world, within, warm_up):
+    """Here both take 1 s, and less and less."""
+    found = run(world, *[world.session(name, lambda number: 0.9**number) for name in "ab"], within=within)
+    assert found[0].warm_up == warm_up
+
+
 def test_a_model_has_a_pace(world):
     found = interleave.pace(world.session("a", lambda number: 5.0 if number < 1 else 2.0), {})
     assert found == interleave.Pace(load=5.0, run=2.0)

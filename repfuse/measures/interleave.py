@@ -8,6 +8,7 @@ more, its round is left out as long as enough others remain.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -135,7 +136,8 @@ def interleave(
         threads: Threads that each has.
         seconds: Time for the timed rounds of all loadings.
         rounds: How many rounds to time, in place of `seconds`.
-        within: Time for all of it: models are not loaded anew if that would take longer.
+        within: Time for all of it: models are not loaded anew if that would take longer, nor warmed up for longer
+            than half of the time that the fewest loadings leave for each.
         on_load: Called with the number of the loading, from 1, and how many there will be at most.
 
     Raises:
@@ -143,6 +145,7 @@ def interleave(
     """
     rng = np.random.default_rng(0)
     shares = [None] * LOADS if rounds is None else _shares(rounds)
+    warming = math.inf if within is None else within / FEWEST_LOADS / 2
     loads: list[Load] = []
     started = time.perf_counter()
     for number, share in enumerate(shares, start=1):
@@ -151,7 +154,8 @@ def interleave(
         for index in rng.permutation(len(loaders)):
             sessions[int(index)] = loaders[index]()
         in_order = [sessions[index] for index in range(len(loaders))]
-        loads.append(_measure(in_order, feed, threads, seconds / LOADS, share, rng))
+        warm_up = _warm_up(in_order, feed, threads, warming)
+        loads.append(Load(_timed(in_order, feed, threads, seconds / LOADS, share, rng), warm_up, threads))
         spent = time.perf_counter() - started
         late = rounds is None and spent > 2 * seconds and number >= LEAST_LOADS
         full = within is not None and spent * (number + 1) / number > within and number >= FEWEST_LOADS
@@ -166,16 +170,15 @@ def _shares(rounds: int) -> list[int]:
     return [rounds // loads + (number < rounds % loads) for number in range(loads)]
 
 
-def _measure(
+def _timed(
     sessions: Sequence[Session],
     feed: Feeds,
     threads: int,
     seconds: float,
     rounds: int | None,
     rng: np.random.Generator,
-) -> Load:
-    """Time sessions in turn, after a warm-up. Who goes first is drawn, and reversed in the next round."""
-    warm_up = _warm_up(sessions, feed, threads)
+) -> tuple[tuple[Run, ...], ...]:
+    """Time sessions in turn. Who goes first is drawn, and reversed in the next round."""
     timed: list[tuple[Run, ...]] = []
     deadline = time.perf_counter() + seconds
     order = list(range(len(sessions)))
@@ -185,11 +188,12 @@ def _measure(
         order = order[::-1] if number % 2 else [int(index) for index in rng.permutation(len(sessions))]
         runs = {index: _run(sessions[index], feed, threads) for index in order}
         timed.append(tuple(runs[index] for index in range(len(sessions))))
-    return Load(tuple(timed), warm_up, threads)
+    return tuple(timed)
 
 
-def _warm_up(sessions: Sequence[Session], feed: Feeds, threads: int) -> int:
-    """Run sessions in turn until none speeds up any more; give the number of rounds."""
+def _warm_up(sessions: Sequence[Session], feed: Feeds, threads: int, seconds: float) -> int:
+    """Run sessions in turn until none speeds up any more, or for so long; give the number of rounds."""
+    deadline = time.perf_counter() + seconds
     fastest = [float("inf")] * len(sessions)
     steady = 0
     for number in range(MOST_WARM_UP):
@@ -197,7 +201,8 @@ def _warm_up(sessions: Sequence[Session], feed: Feeds, threads: int) -> int:
         faster = any(now < (1 - STEADY) * best for now, best in zip(taken, fastest, strict=True))
         fastest = list(map(min, taken, fastest))
         steady = 0 if faster else steady + 1
-        if steady == STEADY_ROUNDS:
+        late = number + 1 >= STEADY_ROUNDS and time.perf_counter() >= deadline
+        if steady == STEADY_ROUNDS or late:
             return number + 1
     return MOST_WARM_UP
 
