@@ -19,6 +19,7 @@ from repfuse import BadInputError, Tuning, fuse, tune
 from repfuse.choice.plan import BALANCES, SLOWER, Plan
 from repfuse.families.patterns import Example, load_patterns
 from repfuse.fusion import regions_of
+from repfuse.measures import tuning
 from repfuse.measures.extract import Source, digest, types_of
 from repfuse.measures.meter import Form, Meter
 from repfuse.runtimes.feeds import make_inputs
@@ -330,6 +331,25 @@ def test_without_time_the_cost_model_decides() -> None:
     tuning = tune(network(), backend="ort", budget=1e-9)
     assert {trial.verdict for trial in tuning.trials} <= {"unmeasured", "faster", "same", "slower"}
     assert any(trial.verdict == "unmeasured" for trial in tuning.trials)
+
+
+def test_what_takes_longer_than_was_expected_leaves_less_time_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, given = 0.0, []
+
+    def measured(_: Meter, forms: Sequence[Form], *rest: float) -> list[tuple[float, float, float, float]]:
+        nonlocal now
+        now += 2.0
+        given.append(rest[2])
+        return [(1.5, 1.4, 1.6, 1.0)] * (len(forms) - 1)
+
+    monkeypatch.setattr(Meter, "_measure", measured)
+    monkeypatch.setattr(Meter, "pace", lambda *_: None)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now)
+    tune(network(), backend="all", budget=4.0)
+    first, second, *_ = given
+    assert (first, second) == (pytest.approx(0.7 * 4 / 2 / 2), pytest.approx((0.7 * 4 - 2) / 2))
 
 
 def test_a_real_run(tmp_path: Path) -> None:

@@ -261,14 +261,14 @@ class _Search:
         ]
         if jobs:
             budget -= max(_WHOLE * budget, min(whole.least(), _WHOLE_AT_MOST * budget))
-        seconds = _within(budget / max(1, len(jobs)) / _LOADING, _SECONDS[1])
-        started = time.perf_counter()
+        end = time.perf_counter() + budget
         for number, (piece, backend) in enumerate(jobs):
-            spent = time.perf_counter() - started
-            if spent > budget:
+            left = end - time.perf_counter()
+            if left < 0:
                 break
-            left = spent / number * (len(jobs) - number) if number else 2 * seconds * len(jobs)
-            self._say(f"{number + 1} of {len(jobs)}, about {min(left, budget - spent):.0f} s left")
+            # What takes longer than was expected leaves less time for each of the others.
+            seconds = min(max(left / (len(jobs) - number) / _LOADING, _SECONDS[0]), _SECONDS[1])
+            self._say(f"{number + 1} of {len(jobs)}, at most {left:.0f} s left")
             self._compare(piece, backend, seconds)
         return [self._known(piece) if piece else {} for piece in pieces]
 
@@ -317,7 +317,3 @@ def _form(source: Source, inputs: Collection[str], outputs: Sequence[str]) -> Fo
 def _fed(form: Form) -> list[str]:
     assert isinstance(form.model, ModelProto)
     return [entry.name for entry in form.model.graph.input]
-
-
-def _within(seconds: float, most: float) -> float:
-    return min(max(seconds, _SECONDS[0]), most)
