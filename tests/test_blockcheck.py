@@ -253,6 +253,19 @@ def test_every_mutant_across_a_pooling_is_caught_whatever_the_extents() -> None:
     assert_all_caught(net.model(across_a_pooling(net)))
 
 
+def test_every_mutant_across_heads_is_caught_whatever_the_extents() -> None:
+    """As transformers export them: how many images and tokens there are is asked for, and told to the Reshape."""
+    net = Net(dtype=TensorProto.FLOAT, extents=("H",))
+    tokens = net.node("Transpose", net.x, perm=[0, 2, 1])
+    query = net.node(
+        "Add", net.node("MatMul", tokens, net.constant(net.random.normal(size=(4, 6)))), net.vector(6)
+    )
+    asked = [net.node("Gather", net.node("Shape", query), net.integers(axis), axis=0) for axis in (0, 1)]
+    heads = net.node("Reshape", query, net.node("Concat", *asked, net.integers(2, 3), axis=0))
+    scaled = net.node("Mul", net.node("Transpose", heads, perm=[0, 2, 1, 3]), net.constant(0.5))
+    assert_all_caught(net.model(net.node("ReduceMax", scaled, axes=[3], keepdims=0)))
+
+
 def test_every_mutant_of_a_matmul_is_caught() -> None:
     net = Net(dtype=TensorProto.FLOAT, extents=(6,))
     assert_all_caught(net.model(two_matmuls(net)))

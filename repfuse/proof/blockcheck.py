@@ -154,9 +154,15 @@ class _Block:
             raise UnrunnableError("Another edit made do without it.")
         read = {name for node in added for name in node.input}
         # All that the new nodes do not compute and that was there before; what is left are their weights.
-        self._inputs = frozenset(
-            name for name in read - made if name in original and name not in original.constants
-        )
+        inputs = {name for name in read - made if name in original and name not in original.constants}
+        targets = inputs & {node.input[1] for node in added if node.op_type == "Reshape"}
+        # Of what a Reshape asks for at run time, what follows from the extents of the source is no input.
+        self._measures = {
+            name
+            for name in targets
+            if all(graph.between(frozenset(inputs - targets), name) for graph in (original, fused))
+        }
+        self._inputs = frozenset(inputs - self._measures)
         before = original.between(self._inputs, edit.output)
         self._before = before.wide() if before else None
         self._shaken = before.shaken(np.random.default_rng(0)) if before else None
@@ -219,9 +225,13 @@ class _Block:
     def _carried_error(self, off: Part) -> float:
         """The error where ops move or average elements, too, which hold for the extents that the model has."""
         assert self._before is not None
+        if len(self._inputs) > 1:
+            raise UnrunnableError("It asks for extents that do not follow from those of its source.")
         (source,) = self._inputs
         shape = [
-            2 + axis if not isinstance(n, int) and (axis == 0 or (axis > 1 and self._pools)) else n
+            2 + axis
+            if not isinstance(n, int) and (axis == 0 or self._measures or (axis > 1 and self._pools))
+            else n
             for axis, n in enumerate(self._shape_of(source) or ())
         ]
         extents = [n for n in shape if isinstance(n, int)]
@@ -234,14 +244,17 @@ class _Block:
             inputs[-1].flat[place * (inputs[-1].size - 1) // (len(PLACES) - 1)] = 1
         errors = []
         for values in inputs:
+            values_before, values_after = (side.run({source: values}) for side in (self._before, self._after))
+            measured = {name: values_after[name] for name in self._measures & values_after.keys()}
             always, nearly = (
-                to_the(power, off).run({source: np.abs(values) ** power})[self._output] for power in (1, 2)
+                to_the(power, off).run({source: np.abs(values) ** power, **measured})[self._output]
+                for power in (1, 2)
             )
             bound = np.minimum(always, _HOEFFDING * np.sqrt(nearly))
-            values_before = self._before.run({source: values})
             largest = max(np.abs(each).max(initial=0) for each in (values, *values_before.values()))
-            actual = self._after.run({source: values})[self._output]
-            errors.append(units(values_before[self._output], actual, bound + ARITHMETIC * largest))
+            errors.append(
+                units(values_before[self._output], values_after[self._output], bound + ARITHMETIC * largest)
+            )
         return max(errors)
 
     def _small_sizes(self) -> Iterator[Sizes]:
