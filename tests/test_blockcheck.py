@@ -248,6 +248,23 @@ def test_every_mutant_of_other_kinds_is_caught(build: Callable[[Net], str]) -> N
     assert_all_caught(net.model(build(net)))
 
 
+def channels_last(net: Net) -> str:
+    """As Keras exports Conv and normalization: turned around, and each layer ends in a Cast that does nothing."""
+
+    def cast(x: str) -> str:
+        return net.node("Cast", x, to=net.dtype)
+
+    y = cast(net.node("Transpose", net.conv(net.x), perm=[0, 2, 3, 1]))
+    for op_type in ("Sub", "Mul", "Add"):
+        y = net.node(op_type, y, net.constant(net.random.uniform(0.5, 1, size=(1, 1, 1, 4))))
+    return net.node("Relu", cast(y))
+
+
+def test_every_mutant_channels_last_is_caught_whatever_the_extents() -> None:
+    net = Net(dtype=TensorProto.FLOAT, extents=("H", "W"))
+    assert_all_caught(net.model(channels_last(net)))
+
+
 def test_every_mutant_across_a_pooling_is_caught_whatever_the_extents() -> None:
     net = Net(dtype=TensorProto.FLOAT, extents=("H", "W"))
     assert_all_caught(net.model(across_a_pooling(net)))

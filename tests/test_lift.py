@@ -89,6 +89,7 @@ EQUIVALENT = [
     row("of-a-constant-node", "Div", X, "two", before=[constant_node("two", 2.0, np.float64)], **DOUBLE),
     row("any", "Neg", X),
     row("any", "Identity", X),
+    row("to-the-type-that-it-has", "Cast", X, to=TensorProto.DOUBLE, **DOUBLE),
     row("version-7", "Dropout", X, opset=7, ratio=0.3),
     row("version-10", "Dropout", X, opset=10),
     row("version-12-without-inputs", "Dropout", X, opset=12),

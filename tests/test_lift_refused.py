@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cases import ANY, END, NCHW, Case, W, X, bn, refused, with_value
 from graphs import constant_node, draw, node
+from onnx import TensorProto
 
 from repfuse.algebra.window import Refusal
 
@@ -44,6 +45,7 @@ NO_FLOAT = {"w": np.ones((4, 3, 3, 3), np.int64)}
 EIGHT_BIT = {"q": np.ones((4, 3, 3, 3), np.int8)}
 DEQUANTIZE = [constant_node("s", 0.1), node("DequantizeLinear", ["q", "s"], ["w"])]
 QUANTIZE = [node("QuantizeLinear", [X, "s"], ["qx"]), node("DequantizeLinear", ["qx", "s"], ["dx"])]
+TO_INTEGERS = node("Cast", [X], ["i"], to=TensorProto.INT64)
 TWO_SCALES = [constant_node("s", np.ones(2)), node("DequantizeLinear", ["q", "s"], ["w"], axis=0)]
 
 REFUSED = [
@@ -289,6 +291,8 @@ REFUSED = [
         also={"to": ["k"]},
     ),
     refused("any", "is not linear", "Relu", X),
+    refused("to-another-type", "is not linear", "Cast", X, to=TensorProto.FLOAT16),
+    refused("of-integers", "is not linear", "Cast", "i", before=[TO_INTEGERS], to=TensorProto.INT64),
     refused("of-another-domain", "is not linear", "Conv", X, W, domain="com.example"),
 ]
 

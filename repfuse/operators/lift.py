@@ -47,6 +47,7 @@ LIFTERS: Mapping[str, Lifter] = {
     "Div": lift_affine.scale_or_shift,
     "Neg": lift_affine.neg,
     "Identity": lift_affine.identity,
+    "Cast": lift_affine.cast,
     "Dropout": lift_affine.dropout,
     "LeakyRelu": lift_affine.leaky_relu,
     "PRelu": lift_affine.prelu,

@@ -82,6 +82,13 @@ def identity(node: Node, _: Scope) -> Lifted:
     return Lifted(node.input[0], window.IDENTITY, kernel.identity, ())
 
 
+def cast(node: Node, scope: Scope) -> Lifted | Refusal:
+    """Lift Cast, of any version, to the type that its operand has: Keras's layers end in such."""
+    to = node.attributes.get("to")
+    unchanged = to in FLOATS and scope.type_of(node.input[0]) == to
+    return identity(node, scope) if unchanged else Refusal("is not linear")
+
+
 def dropout(node: Node, scope: Scope) -> Lifted | Refusal:
     """Lift Dropout, versions 7, 10, 12, 13 and 22; from 12 on an input turns training on."""
     if len(node.input) > 2 and node.input[2]:

@@ -53,7 +53,7 @@ _HOEFFDING = 8.0
 _KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Concat"}
 """What new nodes are, but for those that move or average elements."""
 
-_POOLS = {"GlobalAveragePool", "ReduceMean"}
+_OF_ANY_EXTENTS = {"GlobalAveragePool", "ReduceMean", "Transpose"}
 """Those of the others that act on maps of any extents alike."""
 
 _WIDE, _SAMPLES, _FAR = 8.0, 2**12 + 1, 1000.0
@@ -171,7 +171,7 @@ class _Block:
         assert after is not None
         self._after = after.wide()
         ops = {node.op_type for node in added}
-        self._carries, self._pools = not ops <= _KERNELS, ops <= _KERNELS | _POOLS
+        self._carries, self._of_any_extents = not ops <= _KERNELS, ops <= _KERNELS | _OF_ANY_EXTENTS
         self._rounded_off = partial(rounded_off, added, after)
         self._joins = [node for node in added if node.op_type in ("Add", "Sub", "Concat")]
         self._concat = next((node for node in added if node.op_type == "Concat"), None)
@@ -230,7 +230,7 @@ class _Block:
         (source,) = self._inputs
         shape = [
             2 + axis
-            if not isinstance(n, int) and (axis == 0 or self._measures or (axis > 1 and self._pools))
+            if not isinstance(n, int) and (axis == 0 or self._measures or (axis > 1 and self._of_any_extents))
             else n
             for axis, n in enumerate(self._shape_of(source) or ())
         ]

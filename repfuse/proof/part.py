@@ -125,10 +125,17 @@ class Graph:
 
 
 def _typed(node: NodeProto, scope: Scope) -> NodeProto:
-    """A CastLike as the Cast that it is: of its second operand only the type is needed."""
-    if node.op_type != "CastLike" or node.domain not in ("", "ai.onnx"):
+    """A CastLike as the Cast that it is, since of its second operand only the type is needed.
+
+    And a Cast to the type that its operand has as an Identity: here, values are in float64.
+    """
+    if node.op_type not in ("Cast", "CastLike") or node.domain not in ("", "ai.onnx"):
         return node
-    return as_cast(node, scope.type_of(node.input[1]))
+    cast = node if node.op_type == "Cast" else as_cast(node, scope.type_of(node.input[1]))
+    to = next((attribute.i for attribute in cast.attribute if attribute.name == "to"), 0)
+    if not to or scope.type_of(cast.input[0]) != to:
+        return cast
+    return helper.make_node("Identity", cast.input, cast.output, cast.name)
 
 
 def _value_of(node: NodeProto) -> TensorProto | None:
