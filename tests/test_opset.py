@@ -14,8 +14,10 @@ import onnx
 import onnxruntime
 import pytest
 from graphs import constant_node, draw, main_scope, model, node
+from nets import Net
 from onnx import NodeProto, TensorProto, helper
 
+from repfuse import check_blocks, verify
 from repfuse.fusion import FuseResult, fuse
 from repfuse.graph.ranks import rank_of
 from repfuse.graph.view import scopes
@@ -358,3 +360,17 @@ def test_ranks_of_a_ladder_take_no_time() -> None:
     )
     proto.graph.input.append(helper.make_tensor_value_info("to", TensorProto.INT64, ["n"]))
     assert rank_of(main_scope(proto), "t200") is None
+
+
+def test_what_is_listed_twice_is_raised_twice() -> None:
+    """As `onnx.compose.merge_models` leaves it."""
+    net = Net(opset=13, constants="expression", dtype=TensorProto.FLOAT)
+    summed = net.repvgg(net.x)
+    gate = net.node("HardSigmoid", summed, alpha=1 / 6)
+    proto = net.model(net.node("Mul", summed, gate))
+    proto.opset_import.append(helper.make_opsetid("ai.onnx", 13))
+    result = fuse(proto)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv", "HardSwish"]
+    assert [entry.version for entry in result.model.opset_import] == [14, 14]
+    assert all(check.passed and not check.skipped for check in check_blocks(proto, result))
+    assert verify(proto, result.model).passed

@@ -72,7 +72,7 @@ def check(model: onnx.ModelProto, name: str) -> None:
         raise BadInputError(f"{name}: not an ONNX model (it holds no graph); export it again")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     newest = onnx.defs.onnx_opset_version()
-    if len(versions) > 1 or any(not OLDEST_OPSET <= version <= newest for version in versions):
+    if len(set(versions)) > 1 or any(not OLDEST_OPSET <= version <= newest for version in versions):
         raise BadInputError(
             f"{name}: opset {', '.join(map(str, versions))} is not supported; repfuse with onnx "
             f"{onnx.__version__} reads {OLDEST_OPSET} to {newest} (onnx.version_converter converts, "
