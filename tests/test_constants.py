@@ -320,3 +320,16 @@ def test_what_onnxoptimizer_leaves_of_a_normalization_is_evaluated() -> None:
     branches = [normalized_as_onnxoptimizer_does(net, kernel) for kernel in (3, 1)]
     result = prove(net.model(net.add(*branches, net.bn(net.x))))
     assert counts(result.model) == {"Conv": 1}
+
+
+def test_what_divides_zero_by_zero_on_the_way_is_evaluated_without_a_word() -> None:
+    """As a windowed sinc, whose middle is put in place afterwards."""
+    sinc = [
+        node("Sin", ["t"], ["s"]),
+        node("Div", ["s", "t"], ["d"]),
+        node("Equal", ["t", "zero"], ["middle"]),
+        node("Where", ["middle", "one", "d"], ["w"]),
+    ]
+    found = of(sinc, {"t": np.array([-1.0, 0, 1]), "zero": np.array(0.0), "one": np.array(1.0)})
+    assert found is not None
+    np.testing.assert_allclose(found.read(), [np.sin(1), 1, np.sin(1)], rtol=1e-6)

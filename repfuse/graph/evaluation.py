@@ -51,7 +51,8 @@ def evaluate(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -
     _refuse_growth(model, feeds)
     version = next((entry.version for entry in model.opset_import), 0)
     operators = _LIMITED + lacking(version)
-    outputs: list[Any] = list(ReferenceEvaluator(model, new_ops=operators).run(None, dict(feeds)))
+    with np.errstate(all="ignore"):  # a Where behind it may leave out what is not finite
+        outputs: list[Any] = list(ReferenceEvaluator(model, new_ops=operators).run(None, dict(feeds)))
     value = np.asarray(outputs[0])
     _refuse_size(value.size)
     return value
