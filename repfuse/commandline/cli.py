@@ -120,8 +120,9 @@ def fuse(ctx: click.Context, /, list_patterns: bool, **flags: Any) -> None:
     if flags["tune_cache"] and not flags["tune"]:
         raise click.UsageError("--tune-cache is for --tune; give both")
     from repfuse.jobs import pipeline  # noqa: PLC0415
+    from repfuse.jobs.options import Options  # noqa: PLC0415
 
-    pipeline.run(pipeline.Options(command=typed(ctx), **flags))
+    pipeline.run(Options(command=typed(ctx), **flags))
 
 
 BENCH_HELP = """

@@ -95,7 +95,7 @@ def batch(
         jobs: How many processes; None for one for each processor.
         log: The file of JSON lines; None for `batch.jsonl` in `out`.
         on_record: Told of each model as soon as it is done, also of those that were done before.
-        options: As the fields of `jobs.pipeline.Options`: `patterns`, `backend`, `no_verify`, `rtol` ... Latency
+        options: As the fields of `jobs.options.Options`: `patterns`, `backend`, `no_verify`, `rtol` ... Latency
             is measured with `no_bench=False` only, since models that run side by side disturb each other.
 
     Returns:
@@ -220,13 +220,15 @@ def _fuse_one(job: _Job) -> BatchRecord:
 
 def _report(source: Path, target: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Run the main job on a model; its report, and how the result fails to match, if it does."""
-    from repfuse.jobs import pipeline  # noqa: PLC0415  (the caller of `batch` needs none of what this imports)
+    # The caller of `batch` needs none of what these import.
+    from repfuse.jobs import pipeline  # noqa: PLC0415
+    from repfuse.jobs.options import Options  # noqa: PLC0415
 
     failure = ""
     with tempfile.TemporaryDirectory(prefix="repfuse-") as folder:
         written = Path(folder, "report.json")
         try:
-            pipeline.run(pipeline.Options(source=source, target=target, json=written, quiet=True, **options))
+            pipeline.run(Options(source=source, target=target, json=written, quiet=True, **options))
         except VerificationError as error:
             failure = str(error)
         report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
