@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from commandline import FAST, repfuse
 from hostile import CASES, doubling, recursive_function
@@ -19,6 +20,11 @@ from repfuse.reporting.voice import Voice
 
 ROOM = 3 * 2**30
 """Bytes of address space that each case may take beyond what is there already."""
+
+OLD_RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32)
+
+TROUBLES_OLD_RUNTIMES = {"subgraphs 32 deep", "input of extent 0"}
+"""ONNX Runtime 1.23 to 1.26 takes for ever to load the one and refuses the other; 1.32 runs both."""
 
 PAGE = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
 
@@ -40,6 +46,8 @@ def bounded() -> Iterator[None]:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("bounded")
 def test_hostile_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if OLD_RUNTIME and name in TROUBLES_OLD_RUNTIMES:
+        pytest.skip("needs ONNX Runtime 1.32")
     make, sentence = CASES[name]
     folder = tmp_path / "folder"
     folder.mkdir()

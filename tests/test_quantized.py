@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import weights
 from commandline import FAST, enter_folder, repfuse
@@ -67,6 +68,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> functools.partial[Pat
 def test_a_quantized_model_is_left_alone_with_one_remark(
     quantized: functools.partial[Path], kind: str
 ) -> None:
+    if kind == "dynamic" and onnxruntime.__version__.startswith(("1.20", "1.21", "1.22", "1.23")):
+        pytest.skip("ONNX Runtime before 1.24 cannot run what it makes of this")
     model = onnx.load(quantized(kind))
     assert set(KINDS[kind]) <= counts(model).keys()
     result = prove(model)

@@ -190,7 +190,7 @@ def _range(inputs: Inputs, _: Attributes) -> Array:
     given = [_needed(inputs, slot) for slot in range(3)]
     if not all(each.dtype.kind in "iu" or float(each.item()).is_integer() for each in given):
         raise UnmovableError("a range of numbers that are not whole")
-    start, limit, step = map(int, given)
+    start, limit, step = (int(each.item()) for each in given)
     _bounded([max(0, math.ceil((limit - start) / step)) if step else LARGEST + 1])
     whole = np.arange(start, limit, step)
     steps = whole.astype(given[0].dtype)
