@@ -13,7 +13,7 @@ from documents import rich_model
 from nets import Net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from repfuse import BadInputError, fuse
+from repfuse import BadInputError, check_blocks, fuse, verify
 from repfuse.model import model_io, staging, wire
 
 
@@ -378,3 +378,14 @@ def test_names_that_are_no_text_are_refused(model: ModelProto, tmp_path: Path) -
         path = write(tmp_path / "m.onnx", content.replace(name, b"\xff" * len(name)))
         with pytest.raises(BadInputError, match="a name in it is not UTF-8"):
             fuse(path)
+
+
+def test_old_models_whose_weights_are_no_inputs_are_read() -> None:
+    """Before version 4 of the format they had to be, which not all exporters cared for, and no runtime does."""
+    net = Net(opset=9, ir=3, dtype=TensorProto.FLOAT)
+    model = net.model(net.repvgg(net.x))
+    del model.graph.input[1:]
+    result = fuse(model)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv"]
+    assert all(check.passed and not check.skipped for check in check_blocks(model, result))
+    assert verify(model, result.model).passed

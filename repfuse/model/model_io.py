@@ -17,6 +17,9 @@ from repfuse.model.staging import PathLike, explained, staged
 OLDEST_OPSET = 7
 """The first opset whose BatchNormalization has no `is_test` and whose Add broadcasts as numpy does."""
 
+_FREE_INITIALIZERS_IR = 4
+"""The first version of the format in which an initializer need not be an input, too."""
+
 _PAGE = 4096
 """Bytes: where external data begin on a page of memory, runtimes need not copy them."""
 
@@ -109,6 +112,10 @@ def refuse_invalid(
         if sparse.values.name in dense:
             raise BadInputError(f"{name}: not a valid ONNX model: '{sparse.values.name}' is two initializers")
     checked = shapes.structure(model, nodes)
+    if (
+        model.ir_version < _FREE_INITIALIZERS_IR
+    ):  # the checker insists that they are inputs; runtimes do without
+        shapes.list_constants(checked.graph)
     for entry in (*checked.graph.input, *checked.graph.output):
         # The checker insists on shapes, and on outputs' types; runtimes do without.
         if entry.type.WhichOneof("value") in (None, "tensor_type"):

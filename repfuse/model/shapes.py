@@ -191,6 +191,14 @@ def structure(
     return copy
 
 
+def list_constants(graph: onnx.GraphProto) -> None:
+    """Make each initializer an input, too, unless it is one."""
+    known = {entry.name for entry in graph.input}
+    for tensor in graph.initializer:
+        if tensor.name not in known:
+            _add_input(graph, tensor.name, tensor.data_type, tensor.dims)
+
+
 def _is_large(node: Node) -> bool:
     first = node.attribute[0] if len(node.attribute) == 1 else None
     return first is not None and first.name == "value" and _large(first.t.dims)
