@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from repfuse.families.patterns import Example, Pattern, load_patterns
 from repfuse.fusion import FuseResult, fuse
-from repfuse.proof import roundoff
+from repfuse.proof import blockcheck, roundoff
 from repfuse.proof.blockcheck import LIMIT, BlockCheck, check_blocks
 
 Array = npt.NDArray[Any]
@@ -263,6 +263,16 @@ def channels_last(net: Net) -> str:
 def test_every_mutant_channels_last_is_caught_whatever_the_extents() -> None:
     net = Net(dtype=TensorProto.FLOAT, extents=("H", "W"))
     assert_all_caught(net.model(channels_last(net)))
+
+
+@pytest.mark.parametrize("build", [across_a_pooling, channels_last], ids=lambda build: build.__name__)
+def test_every_mutant_is_caught_with_impulses_at_once(
+    build: Callable[[Net], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large maps are run, whose runs take seconds each."""
+    monkeypatch.setattr(blockcheck, "_LARGE", 0)
+    net = Net(dtype=TensorProto.FLOAT)
+    assert_all_caught(net.model(build(net)))
 
 
 def test_every_mutant_across_a_pooling_is_caught_whatever_the_extents() -> None:

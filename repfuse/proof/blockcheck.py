@@ -62,6 +62,9 @@ _WIDE, _SAMPLES, _FAR = 8.0, 2**12 + 1, 1000.0
 _EPSILON = 2.0**-23
 """Of float32, of which attributes are."""
 
+_LARGE = 2**22
+"""Elements of a map across ops that move them; of one that is larger, impulses are run at once."""
+
 _LARGEST = 2**25
 """Elements of a Conv's columns (taps times outputs); a block that can only be run larger is skipped."""
 
@@ -238,10 +241,14 @@ class _Block:
         if len(extents) == 1 or len(extents) != len(shape) or math.prod(extents) > _LARGEST:
             raise UnrunnableError("It changes the layout of a tensor whose extents are unknown, or large.")
         random = np.random.default_rng(0)
-        inputs = [np.zeros(extents), *(random.normal(0, deviation, extents) for deviation in NOISE)]
+        inputs = np.zeros((1 + len(PLACES) + len(NOISE), *extents))
         for place in range(len(PLACES)):
-            inputs.append(np.zeros(extents))
-            inputs[-1].flat[place * (inputs[-1].size - 1) // (len(PLACES) - 1)] = 1
+            inputs[1 + place].flat[place * (inputs[0].size - 1) // (len(PLACES) - 1)] = 1
+        for row, deviation in enumerate(NOISE, 1 + len(PLACES)):
+            inputs[row] = random.normal(0, deviation, extents)
+        made = math.prod(n for n in self._shape_of(self._output) or () if isinstance(n, int))
+        if made > _LARGE:
+            inputs = few(inputs)
         errors = []
         for values in inputs:
             values_before, values_after = (side.run({source: values}) for side in (self._before, self._after))
