@@ -18,6 +18,7 @@ from nets import Net
 from onnx import NodeProto, TensorProto, helper
 
 from repfuse import check_blocks, verify
+from repfuse.errors import BadInputError
 from repfuse.fusion import FuseResult, fuse
 from repfuse.graph.ranks import rank_of
 from repfuse.graph.view import scopes
@@ -372,5 +373,8 @@ def test_what_is_listed_twice_is_raised_twice() -> None:
     result = fuse(proto)
     assert [node.op_type for node in result.model.graph.node] == ["Conv", "HardSwish"]
     assert [entry.version for entry in result.model.opset_import] == [14, 14]
+    proto.opset_import[-1].version = 12
+    with pytest.raises(BadInputError, match=r"at several versions, 13, 12, .*leave one of them"):
+        fuse(proto)
     assert all(check.passed and not check.skipped for check in check_blocks(proto, result))
     assert verify(proto, result.model).passed

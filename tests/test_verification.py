@@ -609,3 +609,14 @@ def test_extents_that_do_not_fit_reach_no_other_backend():
     with pytest.raises(BadInputError, match=r"give better extents, as in --input-shape x:1,4,"):
         verify(open_height, open_height, on_progress=said.append)
     assert said == [f"{OnnxRuntime().title}: original model"]  # OpenVINO would crash
+
+
+def test_other_extents_are_proposed_where_those_that_were_chosen_do_not_fit():
+    of_256 = model(
+        [("Concat", ["x", "more"], ["y"], {"axis": 1})],
+        [("y", F32)],
+        {"more": np.zeros((1, 4, 256, 256), np.float32)},
+        [("x", F32, [1, 4, "height", "width"])],
+    )
+    with pytest.raises(BadInputError, match=r"as in --input-shape x:1,4,256,256\)"):
+        verify(of_256, of_256)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from repfuse.graph.view import FIRST_OVERRIDABLE_IR, Scope
+from repfuse.graph.view import Scope
+from repfuse.model.model_io import FIRST_OVERRIDABLE_IR
 from repfuse.model.nodes import Node
 from repfuse.model.storage import Spill
 

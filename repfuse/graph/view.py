@@ -17,11 +17,9 @@ from onnx import FunctionProto, GraphProto, ModelProto
 
 from repfuse.graph.constants import Constants
 from repfuse.model import shapes
+from repfuse.model.model_io import FIRST_OVERRIDABLE_IR
 from repfuse.model.nodes import Node, read, subgraphs
 from repfuse.remarks import label
-
-FIRST_OVERRIDABLE_IR = 4
-"""From this IR version on, an initializer that is also a graph input is a default that callers override."""
 
 
 @dataclass(frozen=True)

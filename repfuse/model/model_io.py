@@ -17,8 +17,8 @@ from repfuse.model.staging import PathLike, explained, staged
 OLDEST_OPSET = 7
 """The first opset whose BatchNormalization has no `is_test` and whose Add broadcasts as numpy does."""
 
-_FREE_INITIALIZERS_IR = 4
-"""The first version of the format in which an initializer need not be an input, too."""
+FIRST_OVERRIDABLE_IR = 4
+"""From this IR version on, an initializer need not be an input; where it is both, callers may override it."""
 
 _PAGE = 4096
 """Bytes: where external data begin on a page of memory, runtimes need not copy them."""
@@ -68,16 +68,21 @@ def check(model: onnx.ModelProto, name: str) -> None:
     """Refuse what is no model that repfuse can work on. `name` is what the message calls it.
 
     Raises:
-        BadInputError: There is no graph, its opset is older than 7 or newer than the installed onnx knows, or its
-            functions become very many nodes.
+        BadInputError: There is no graph, its opset is older than 7 or newer than the installed onnx knows or
+            several, or its functions become very many nodes.
     """
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise BadInputError(f"{name}: not an ONNX model (it holds no graph); export it again")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     newest = onnx.defs.onnx_opset_version()
-    if len(set(versions)) > 1 or any(not OLDEST_OPSET <= version <= newest for version in versions):
+    if len(set(versions)) > 1:
         raise BadInputError(
-            f"{name}: opset {', '.join(map(str, versions))} is not supported; repfuse with onnx "
+            f"{name}: imports ONNX's operator set at several versions, {', '.join(map(str, versions))}, so that no "
+            "runtime can tell which one its nodes mean; leave one of them in opset_import"
+        )
+    if any(not OLDEST_OPSET <= version <= newest for version in versions):
+        raise BadInputError(
+            f"{name}: opset {versions[0]} is not supported; repfuse with onnx "
             f"{onnx.__version__} reads {OLDEST_OPSET} to {newest} (onnx.version_converter converts, "
             "or install a newer onnx)"
         )
@@ -112,9 +117,8 @@ def refuse_invalid(
         if sparse.values.name in dense:
             raise BadInputError(f"{name}: not a valid ONNX model: '{sparse.values.name}' is two initializers")
     checked = shapes.structure(model, nodes)
-    if (
-        model.ir_version < _FREE_INITIALIZERS_IR
-    ):  # the checker insists that they are inputs; runtimes do without
+    if model.ir_version < FIRST_OVERRIDABLE_IR:
+        # The checker insists that initializers are inputs; runtimes do without.
         shapes.list_constants(checked.graph)
     for entry in (*checked.graph.input, *checked.graph.output):
         # The checker insists on shapes, and on outputs' types; runtimes do without.

@@ -22,8 +22,9 @@ from onnx.reference.ops.op_conv import Conv as ReferenceConv
 from repfuse.graph.constants import as_cast
 from repfuse.graph.evaluation import lacking
 from repfuse.graph.moves import data_slots
-from repfuse.graph.view import FIRST_OVERRIDABLE_IR, Scope
+from repfuse.graph.view import Scope
 from repfuse.model import storage
+from repfuse.model.model_io import FIRST_OVERRIDABLE_IR
 
 Array = NDArray[Any]
 

@@ -164,7 +164,9 @@ class Verifier:
         message = f"no backend can run the model, so nothing can be verified: {reasons}"
         chosen = [entry for entry in self._inputs if entry.chosen]
         if chosen:
-            asked = " ".join(f"--input-shape {each.name}:{','.join(map(str, each.shape))}" for each in chosen)
+            asked = " ".join(
+                f"--input-shape {each.name}:{','.join(map(str, each.otherwise))}" for each in chosen
+            )
             message += f" (it was run with {'; '.join(map(str, chosen))}: give better extents, as in {asked})"
         return message
 

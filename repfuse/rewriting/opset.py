@@ -21,7 +21,8 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs, helpe
 
 from repfuse.graph.patch import Patch
 from repfuse.graph.ranks import rank_of
-from repfuse.graph.view import FIRST_OVERRIDABLE_IR, Scope
+from repfuse.graph.view import Scope
+from repfuse.model.model_io import FIRST_OVERRIDABLE_IR
 from repfuse.model.nodes import Node
 
 _FIRST = 9

@@ -31,6 +31,9 @@ Range = tuple[float, float]
 # that halves them five times; sequences and volumes are kept small.
 _OPEN_EXTENTS = {2: (1, 16), 3: (1, 64, 64), 4: (1, 3, 224, 224), 5: (1, 3, 32, 32, 32)}
 
+_OTHERWISE = {224: 256}
+"""What to try where those do not fit: some networks halve images more often."""
+
 _MOST_AXES = 64
 """Of numpy's arrays."""
 
@@ -53,6 +56,14 @@ class Input:
     shape: tuple[int, ...]
     chosen: tuple[int, ...] = ()
     range: Range | None = None
+
+    @property
+    def otherwise(self) -> tuple[int, ...]:
+        """A shape to try where a network cannot do with what was chosen."""
+        return tuple(
+            _OTHERWISE.get(extent, extent) if axis in self.chosen else extent
+            for axis, extent in enumerate(self.shape)
+        )
 
     def __str__(self) -> str:
         extents = ", ".join(
