@@ -50,9 +50,9 @@ def plan(name: str) -> Plan:
     return Plan({("", name): OWN})
 
 
-def confirm(meter: Scripted, digests: str, seconds: float, zeros: Mapping[str, str] | None = None) -> str:
-    """Of proposals by these digests, the one that is taken; `zeros`: what each is without columns of zeros."""
-    without = {digest: digest for digest in digests} | dict(zeros or {})
+def confirm(meter: Scripted, digests: str, seconds: float, apart: Mapping[str, str] | None = None) -> str:
+    """Of proposals by these digests, the one that is taken; `apart`: what each is with all taps in one Conv."""
+    without = {digest: digest for digest in digests} | dict(apart or {})
     tried = [Proposal(plan(each), (plan(without[each]), plan(without[digests[-1]]))) for each in digests]
     whole = Whole(Form("", "."), [Runtime()], meter, dict)  # type: ignore[arg-type]
     found = whole.taken(tried, [Form("", digest) for digest in digests], seconds)
@@ -89,9 +89,7 @@ def test_the_next_is_measured_where_the_first_will_not_do(
 
 
 @pytest.mark.parametrize(("seconds", "compared"), [(1000, [".abc"]), (0, [".ab"])])
-def test_what_has_columns_of_zeros_is_measured_beside_the_same_without(
-    seconds: float, compared: list[str]
-) -> None:
+def test_what_has_taps_apart_is_measured_beside_the_same_without(seconds: float, compared: list[str]) -> None:
     meter = Scripted({"a": 1.1, "b": 1.2, "c": 1.1}, run=1.0)
     assert confirm(meter, "abc", seconds, {"a": "b"}) == "b"
     assert meter.compared == compared

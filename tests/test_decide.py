@@ -12,7 +12,7 @@ from repfuse.measures.ratios import Ratio
 
 PLACE = ("", "y")
 OTHER = Style(BALANCES[1])
-NARROW = Style(BALANCES[0], widened=False)
+PLAIN = Style(BALANCES[0], apart=False)
 
 
 def measured(*values: float, width: float = 0.01) -> Ratios:
@@ -57,28 +57,28 @@ def test_of_nothing_there_is_no_best() -> None:
         pytest.param({OWN: measured(1.001)}, OWN, "same", id="same"),
         pytest.param({OWN: measured(0.9)}, None, "slower", id="slower"),
         pytest.param({OWN: measured(0.9), OTHER: measured(1.2)}, OTHER, "faster", id="another is faster"),
-        pytest.param({OWN: measured(1.1), NARROW: measured(1.2)}, NARROW, "faster", id="narrow is faster"),
-        pytest.param({OWN: measured(1.2), NARROW: measured(1.2)}, OWN, "faster", id="both alike"),
+        pytest.param({OWN: measured(1.1), PLAIN: measured(1.2)}, PLAIN, "faster", id="plain is faster"),
+        pytest.param({OWN: measured(1.2), PLAIN: measured(1.2)}, OWN, "faster", id="both alike"),
         pytest.param(
-            {OWN: measured(1.2, 2.4), NARROW: measured(1.25, 1.2)},
-            NARROW,
+            {OWN: measured(1.2, 2.4), PLAIN: measured(1.25, 1.2)},
+            PLAIN,
             "faster",
-            id="zeros cost time on one",
+            id="a tap apart costs time on one",
         ),
         pytest.param(
-            {OWN: measured(0.97, 2.4, width=0.1), NARROW: measured(1.0, 1.0)}, NARROW, "same", id="the same"
+            {OWN: measured(0.97, 2.4, width=0.1), PLAIN: measured(1.0, 1.0)}, PLAIN, "same", id="the same"
         ),
         pytest.param(
-            {OWN: measured(1.1, 2.4), NARROW: measured(0.9, 1.2)}, OWN, "faster", id="slower without zeros"
+            {OWN: measured(1.1, 2.4), PLAIN: measured(0.9, 1.2)}, OWN, "faster", id="slower in one Conv"
         ),
         pytest.param(
-            {OWN: measured(1.2, 1.2), NARROW: measured(1.2, 1.2), OTHER: measured(1.1, 2.0)},
+            {OWN: measured(1.2, 1.2), PLAIN: measured(1.2, 1.2), OTHER: measured(1.1, 2.0)},
             OWN,
             "faster",
             id="another is slower on one",
         ),
         pytest.param(
-            {OWN: measured(1.0, 1.0), NARROW: measured(1.2, 1.1), OTHER: measured(1.2, 2.0)},
+            {OWN: measured(1.0, 1.0), PLAIN: measured(1.2, 1.1), OTHER: measured(1.2, 2.0)},
             OTHER,
             "faster",
             id="another is slower on none",
@@ -92,7 +92,7 @@ def test_of_nothing_there_is_no_best() -> None:
     ],
 )
 def test_what_becomes_of_a_region(found: dict[Style, Ratios], style: Style | None, verdict: str) -> None:
-    region = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, OTHER, NARROW), (PLACE,)))
+    region = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, OTHER, PLAIN), (PLACE,)))
     decision = decide(region, found)
     assert (decision.style, decision.verdict) == (style, verdict)
 
@@ -108,12 +108,12 @@ def test_what_the_cost_model_leaves_alone_is_made_where_that_is_faster(
 
 
 def test_what_is_tried_is_held_against_what_is_plain() -> None:
-    wide = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, NARROW, OTHER), (PLACE,)))
+    wide = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, PLAIN, OTHER), (PLACE,)))
     other = Region("", ("y",), ("z",), frozenset({"z"}), {OWN: (("", "z"),)})
     decisions = [Decision(OTHER, "faster", {}, OWN), Decision(OWN, "same", {}, OWN)]
     tried = proposals([wide, other], decisions)
     styles = [tuple(proposal.plan.made.get(("", name)) for name in "yz") for proposal in tried]
-    assert styles == [(OTHER, OWN), (OTHER, None), (OWN, OWN), (NARROW, OWN), (None, None)]
+    assert styles == [(OTHER, OWN), (OTHER, None), (OWN, OWN), (PLAIN, OWN), (None, None)]
     plans = [proposal.plan for proposal in tried]
     assert [[plans.index(plan) for plan in proposal.plain] for proposal in tried] == [
         [0, 3],
@@ -124,8 +124,8 @@ def test_what_is_tried_is_held_against_what_is_plain() -> None:
     ]
 
 
-def test_columns_of_zeros_that_cost_time_are_no_part_of_the_cost_models_choice() -> None:
-    region = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, NARROW), (PLACE,)))
-    decision = decide(region, {OWN: measured(1.2, 2.4), NARROW: measured(1.25, 1.2)})
-    (narrow, nothing) = proposals([region], [decision])
-    assert (narrow.plan.made, nothing.plan.made) == ({PLACE: NARROW}, {})
+def test_taps_apart_that_cost_time_are_no_part_of_the_cost_models_choice() -> None:
+    region = Region("", ("x",), ("y",), frozenset({"y"}), dict.fromkeys((OWN, PLAIN), (PLACE,)))
+    decision = decide(region, {OWN: measured(1.2, 2.4), PLAIN: measured(1.25, 1.2)})
+    (plain, nothing) = proposals([region], [decision])
+    assert (plain.plan.made, nothing.plan.made) == ({PLACE: PLAIN}, {})

@@ -89,10 +89,15 @@ def attack(case: Case) -> Outcome:
 
 
 def _costs(case: Case) -> contextlib.AbstractContextManager[object]:
-    """Make every rewrite pay where the case asks for it: what costs too much must be exact all the same."""
+    """Make every rewrite pay where the case asks for it: what costs too much must be exact all the same.
+
+    So must a tap apart from its kernel, for which the kernels that are drawn are too small.
+    """
     if not case.at_any_cost:
         return contextlib.nullcontext()
-    return mock.patch.object(cost, "conv", lambda window: 1.0)
+    return mock.patch.multiple(
+        cost, conv=lambda window: 1.0, _SLOW_CHANNELS=0, _SLOW_WIDTHS=(2, 3), _SUMMED_WIDTH=3
+    )
 
 
 def _original(case: Case) -> list[Array]:

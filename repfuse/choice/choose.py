@@ -20,14 +20,14 @@ class Candidate:
         rewrite: What becomes of it.
         replaced: Nodes that the rewrite makes superfluous, `root` among them.
         saving: What it saves, as a share of what these nodes cost; estimated.
-        widened: Whether kernels get the columns of zeros that a runtime is faster for (see `choice.cost.fastest`).
+        apart: Whether a tap is a Conv of its own where a runtime is faster for that (see `choice.cost.summed`).
     """
 
     root: int
     rewrite: Rewrite
     replaced: frozenset[int]
     saving: float
-    widened: bool = True
+    apart: bool = True
 
     @property
     def merges(self) -> tuple[Merge, ...]:

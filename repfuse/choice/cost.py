@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import replace
 
-from repfuse.algebra.window import Window
+from repfuse.algebra.window import Axis, Window
 
 DEPTHWISE = 1.5
 """A multiply-add of a depthwise Conv: it reuses less of what it reads than a dense one."""
@@ -20,9 +20,10 @@ DEPTHWISE = 1.5
 MOVED = 2.8
 """An element read or written. Runtimes fuse an Add into the Conv before it, so it costs less than its traffic."""
 
-_SLOW_WIDTHS, _FAST_WIDTH = (12, 13), 14
-"""OpenVINO's depthwise Conv (2026.4, AVX-512) is 1.9 to 2.4 times as fast with a kernel that is 14 wide as with one
-that is 12 or 13 wide. A column of zeros costs ONNX Runtime 6 to 17 %, which is less than a merged branch saves."""
+_SLOW_WIDTHS, _SUMMED_WIDTH = (12, 13), 13
+"""OpenVINO's depthwise Conv (2026.4, AVX-512) takes two to three times as long as it should with a kernel that is
+12 or 13 wide; but not with one 13 wide that adds its result to another Conv's. A Conv of one tap costs ONNX Runtime
+1 to 5 % of such a kernel, which is less than a merged branch saves."""
 
 _SLOW_CHANNELS = 48
 """Up to so many channels all widths are as fast."""
@@ -54,17 +55,31 @@ def conv(window: Window) -> float:
     return arithmetic + _moved.get() * moved
 
 
-def fastest(window: Window) -> Window:
-    """The same window, with columns of zero taps at its end where a runtime is faster for them."""
+def summed(window: Window) -> Window | None:
+    """The window as which a Conv is faster if one of its taps is a Conv of its own; None if it is no faster.
+
+    It may have a column more. The tap is that which reads what is at the place of the output: both have the same
+    extents, so that such a Conv needs no padding.
+    """
     channels, _ = window.channels or (0, 0)
     if not window.depthwise or channels <= _SLOW_CHANNELS or len(window.axes) != 2 or window.output_padding:
-        return window
+        return None
     rows, columns = window.axes
-    if columns.kernel not in _SLOW_WIDTHS or (columns.stride, columns.dilation) != (1, 1):
-        return window
-    more = _FAST_WIDTH - columns.kernel
-    wide = columns._replace(kernel=_FAST_WIDTH, end=columns.end + more)
+    if columns.kernel not in _SLOW_WIDTHS or columns.dilation != 1 or not all(map(_centred, window.axes)):
+        return None
+    more = _SUMMED_WIDTH - columns.kernel
+    wide = columns._replace(kernel=_SUMMED_WIDTH, end=columns.end + more)
     return replace(window, axes=(rows, wide))
+
+
+def _centred(axis: Axis) -> bool:
+    """Whether an output is as long as the input, and a tap reads what is at its place."""
+    return (
+        axis.stride == 1
+        and axis.slack == 0
+        and axis.begin >= 0 <= axis.end
+        and axis.begin % axis.dilation == 0
+    )
 
 
 def pointwise(channels: int, operands: int = 1) -> float:

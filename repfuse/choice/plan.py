@@ -2,8 +2,8 @@
 
 How much an element moved costs beside a multiply-add is a property of a processor and a runtime. A choice that is
 cheapest for one such balance is an alternative to that for another: where moving is dear, everything is merged that
-may be; where it is cheap, only what computes no more than before. Whether a kernel is faster with columns of zeros
-(see `choice.cost.fastest`) is another such property. Candidates of different balances that replace a node in
+may be; where it is cheap, only what computes no more than before. Whether a kernel is faster with a tap apart from
+it (see `choice.cost.summed`) is another such property. Candidates of different balances that replace a node in
 common form a region. Regions are independent of each other: in each, one style is followed, or none.
 """
 
@@ -28,16 +28,16 @@ class Style(NamedTuple):
 
     Attributes:
         balance: What an element moved costs, which tells what is cheapest.
-        widened: Whether kernels get the columns of zeros that a runtime is faster for.
+        apart: Whether a tap is a Conv of its own where a runtime is faster for that.
     """
 
     balance: float
-    widened: bool = True
+    apart: bool = True
 
     @property
     def plain(self) -> Style:
-        """The same without columns of zeros."""
-        return self._replace(widened=False)
+        """The same with all taps of a kernel in one Conv."""
+        return self._replace(apart=False)
 
 
 OWN = Style(BALANCES[0])
@@ -72,7 +72,7 @@ class Plan:
                 place = place_of(groups, candidate)
                 style = self.made.get(place, OWN if place in self.left else None)
                 if style and style.balance == balance:
-                    found[candidate.root] = replace(candidate, widened=style.widened)
+                    found[candidate.root] = replace(candidate, apart=style.apart)
         return [found[root] for root in sorted(found)]
 
 
@@ -144,7 +144,7 @@ def _styles(balance: float, candidates: Sequence[Candidate]) -> Iterator[Style]:
     """The styles in which that choice can be written."""
     windows = [merge.window for candidate in candidates for merge in candidate.merges]
     yield Style(balance)
-    if any(cost.fastest(window) != window for window in windows):
+    if any(map(cost.summed, windows)):
         yield Style(balance).plain
 
 

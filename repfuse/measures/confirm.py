@@ -64,7 +64,7 @@ class Whole:
         }
         left, end = list(distinct), time.perf_counter() + seconds
         while left:
-            # What has columns of zeros is not taken before it was measured without them, which comes next.
+            # What has taps apart is not taken before it was measured without that, which comes next.
             at_least = 2 if plain[left[0]][0] in left[1:2] else 1
             count = self._count([distinct[each] for each in left], at_least, end - time.perf_counter())
             some, left = left[:count], left[count:]

@@ -37,7 +37,7 @@ class Decision:
         style: The style to follow; None to leave the region as it is.
         verdict: Whether that is certain, as `verdict` says it; `unmeasured` where the cost model decides.
         ratios: How many times faster the region is then.
-        own: What the cost model would do, but without columns of zeros that cost time; None for nothing.
+        own: What the cost model would do, but without a tap apart where that costs time; None for nothing.
     """
 
     style: Style | None
@@ -65,11 +65,11 @@ def decide(region: Region, found: Mapping[Style, Ratios]) -> Decision:
 
 
 def _plain(region: Region, style: Style) -> tuple[Style, ...]:
-    """What a style must be as fast as: itself, and what the cost model says, each without columns of zeros."""
-    return tuple(_without_zeros(region, each) for each in (style, OWN))
+    """What a style must be as fast as: itself, and what the cost model says, each with all taps in one Conv."""
+    return tuple(_plain_of(region, each) for each in (style, OWN))
 
 
-def _without_zeros(region: Region, style: Style) -> Style:
+def _plain_of(region: Region, style: Style) -> Style:
     return style.plain if style.plain in region.alternatives else style
 
 
@@ -137,8 +137,8 @@ class Proposal(NamedTuple):
 
     Attributes:
         plan: What to fuse.
-        plain: What it must be as fast as on each backend: the same, and what the cost model says, each without
-            columns of zeros.
+        plain: What it must be as fast as on each backend: the same, and what the cost model says, each with
+            all taps in one Conv.
     """
 
     plan: Plan
@@ -148,7 +148,7 @@ class Proposal(NamedTuple):
 def proposals(regions: Sequence[Region], decisions: Sequence[Decision]) -> list[Proposal]:
     """All that did not lose, what won, what the cost model says, and nothing.
 
-    After each comes the same without columns of zeros. What is the same as one before it is left out.
+    After each comes the same with all taps of a kernel in one Conv. What is the same as one before it is left out.
     """
     ways: list[list[Style | None]] = [
         [decision.style for decision in decisions],
@@ -156,11 +156,11 @@ def proposals(regions: Sequence[Region], decisions: Sequence[Decision]) -> list[
         [decision.own for decision in decisions],
         [None] * len(regions),
     ]
-    without_zeros = [
-        [style and _without_zeros(region, style) for region, style in zip(regions, way, strict=True)]
+    plain_ways = [
+        [style and _plain_of(region, style) for region, style in zip(regions, way, strict=True)]
         for way in ways
     ]
-    plain = [_plan(regions, way) for way in without_zeros]
+    plain = [_plan(regions, way) for way in plain_ways]
     listed = [
         Proposal(plan, (same, plain[_OWN]))
         for way, same in zip(ways, plain, strict=True)

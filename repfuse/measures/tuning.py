@@ -60,7 +60,7 @@ class Trial:
             measured.
         verdict: `faster`, `slower` or `same`; `unmeasured` where the cost model decided.
         fused: Whether something in it is to be fused.
-        narrow: Whether what is fused does without the columns of zeros that `choice.cost.fastest` would add.
+        unsplit: Whether in what is fused no tap is a Conv of its own where `choice.cost.summed` would have that.
     """
 
     graph: str
@@ -68,7 +68,7 @@ class Trial:
     ratios: Ratios
     verdict: str
     fused: bool
-    narrow: bool = False
+    unsplit: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,9 @@ class _Search:
         trials = []
         for region, decision in zip(regions, decisions, strict=True):
             made = [plan.made[place] for place in _places(region) if place in plan.made]
-            narrow = not all(style.widened for style in made)
+            unsplit = not all(style.apart for style in made)
             trials.append(
-                Trial(region.graph, region.outputs, decision.ratios, decision.verdict, bool(made), narrow)
+                Trial(region.graph, region.outputs, decision.ratios, decision.verdict, bool(made), unsplit)
             )
         return Tuning(plan, tuple(trials), confirmed, self._meter.measured)
 

@@ -118,8 +118,8 @@ def tuning(found: Tuning) -> RenderableType:
         for trial in found.trials
         if trial.verdict == "slower" and trial.outputs
     ]
-    if narrow := sum(trial.narrow for trial in found.trials):
-        rows.append(("narrow", f"{counted(narrow, 'place')} without columns of zeros, which cost time here"))
+    if unsplit := sum(trial.unsplit for trial in found.trials):
+        rows.append(("unsplit", f"{counted(unsplit, 'place')} with no tap apart, which costs time here"))
     if not found.ratios and not found.plan.made:
         rows.append(("original", "the whole model was not measured to be as fast with any of that"))
     head = f"Tuned: {counted(len(found.trials), 'place')} where something may be fused: {told}"

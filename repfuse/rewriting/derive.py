@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from onnx import helper
@@ -34,6 +35,8 @@ class Derived:
         bias: Shape `(C_out,)`; None where it is zero, but for Gemm.
         shift: What must be added to the input first; a scalar, or shape `(C_in, 1, ...)`. None for nothing.
         grown: Whether a weight among those merged was stored quantized.
+        tap: Shape `(C_out, 1, 1, 1)`: a Conv of its own over the same input, whose result is added. Where it is not
+            None, the tap of `weight` that reads what is at the place of the output is zero.
     """
 
     window: Window
@@ -41,10 +44,11 @@ class Derived:
     bias: Array | None
     shift: Array | None
     grown: bool = False
+    tap: Array | None = None
 
 
-def derive(groups: Groups, merge: Merge, *, widened: bool = True) -> Derived | Refusal:
-    """Compute the one Conv that a merge amounts to; `widened`: with columns of zeros where that is faster."""
+def derive(groups: Groups, merge: Merge, *, apart: bool = True) -> Derived | Refusal:
+    """Compute the one Conv that a merge amounts to; `apart`: with a tap apart from it where that is faster."""
     reader = _Reader(groups, merge)
     with np.errstate(all="ignore"):  # what is not finite is refused below
         try:
@@ -55,8 +59,10 @@ def derive(groups: Groups, merge: Merge, *, widened: bool = True) -> Derived | R
     if len({each.data_type for each in weights}) != 1:
         return Refusal("mixes weights of different types")
     data_type = next(iter(weights)).data_type
-    if widened and len(weights) > 1:  # one that is alone is left as wide as it is
-        exact = [_widened(exact.pop())]
+    # A weight that is alone is left as it is.
+    summed = cost.summed(exact[0].window) if apart and len(weights) > 1 else None
+    if summed:
+        exact = [kernel.embedded(exact.pop(), summed)]
     grown = any(each.quantized for each in weights)
     if grown and len(weights) == 1:
         return Refusal(
@@ -64,12 +70,17 @@ def derive(groups: Groups, merge: Merge, *, widened: bool = True) -> Derived | R
         )
     del reader  # what it read may be as large as what it made
     rounded = _rounded(exact.pop(), data_type)
-    return rounded if isinstance(rounded, Refusal) else replace(rounded, grown=grown)
+    if isinstance(rounded, Refusal):
+        return rounded
+    return replace(_parted(rounded) if summed else rounded, grown=grown)
 
 
-def _widened(exact: EquivalentKernel) -> EquivalentKernel:
-    fastest = cost.fastest(exact.window)
-    return exact if fastest == exact.window else kernel.embedded(exact, fastest)
+def _parted(whole: Derived) -> Derived:
+    """Take the tap that reads what is at the place of the output out of a Conv."""
+    place: Any = (..., *(slice(at := axis.begin // axis.dilation, at + 1) for axis in whole.window.axes))
+    tap, weight = whole.weight[place].copy(), whole.weight.copy()
+    weight[place] = 0
+    return replace(whole, weight=weight, tap=tap)
 
 
 class _BordersDifferError(Exception):

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from onnx import AttributeProto, NodeProto
 
-from repfuse.algebra.window import Layout, Refusal, Window
+from repfuse.algebra.window import Axis, Layout, Refusal, Window, emittable
+from repfuse.choice import cost
 from repfuse.choice.asked import ask_elsewhere
 from repfuse.choice.choose import Candidate
 from repfuse.choice.merges import Merge, Rewrite
@@ -23,8 +24,10 @@ from repfuse.search.groups import Groups, Operand
 FUSED_FROM = "repfuse.fused_from"
 """The metadata key under which the last new node of a group names the nodes that were replaced, as a JSON list."""
 
+STANDS = "stays as it is: OpenVINO would be slower with this tap in the kernel that it is added to"
 _GROWN = ", with floats in place of quantized weights"
 _STAYS = ", behind a shift that stays, since the border is padded with zeros after it"
+_APART = ", with one tap as a Conv of its own, since OpenVINO is slow without"
 
 
 def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) -> Edit | Refused:
@@ -34,9 +37,12 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         The record of the edit; or a refusal, and nothing is changed, where the weights do not allow it.
     """
     scope = groups.scope
+    if candidate.apart and _stands(groups, candidate):
+        remark = Remark(Outcome.KEPT, scope.name(candidate.root), STANDS, graph=scope.label)
+        return Refused(remark)
     derived = []
     for merge in candidate.merges:
-        found = derive(groups, merge, widened=candidate.widened)
+        found = derive(groups, merge, apart=candidate.apart)
         if isinstance(found, Refusal):
             blocker = _unfit_conv(groups, candidate)
             if blocker:
@@ -68,6 +74,16 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
     )
 
 
+def _stands(groups: Groups, candidate: Candidate) -> bool:
+    """Whether what would be made is there already: a kernel, and a tap that stays apart from it (see `_summed`)."""
+    merged = [cost.summed(emittable(merge.window)) for merge in candidate.merges]
+    nodes = [groups.lifted[position] for position in candidate.replaced if position in groups.lifted]
+    joins = len(candidate.replaced) - len(nodes)
+    if len(merged) != 1 or not merged[0] or joins != 1 or not all(node.weight_type for node in nodes):
+        return False
+    return {node.window.axes for node in nodes} == {merged[0].axes, (Axis(), Axis())}
+
+
 def describe(window: Window) -> str:
     """A Conv's geometry in a few words, such as `3x3 64->128, stride 2`."""
     outputs, inputs = window.channels or (1, 1)
@@ -84,7 +100,8 @@ def describe(window: Window) -> str:
 
 
 def _described(derived: Derived) -> str:
-    return describe(derived.window) + _STAYS * (derived.shift is not None) + _GROWN * derived.grown
+    remarks = {_STAYS: derived.shift is not None, _APART: derived.tap is not None, _GROWN: derived.grown}
+    return describe(derived.window) + "".join(words for words, applies in remarks.items() if applies)
 
 
 def _by(values: Iterable[int]) -> str:
@@ -204,7 +221,8 @@ def _weighted(groups: Groups, source: str, derived: Derived, stem: str, patch: P
     if derived.bias is not None:
         inputs.append(patch.add_constant(groups.scope, f"{name}.bias", derived.bias))
     if op_type in ("Conv", "ConvTranspose"):
-        return [*shifts, _node(op_type, inputs, name, **_geometry(derived.window))]
+        whole = _node(op_type, inputs, name, **_geometry(derived.window))
+        return [*shifts, *_summed(groups, whole, derived, stem, patch)]
     if op_type == "Gemm":
         return [_node("Gemm", inputs, name, transB=1)]
     nodes = [_node("MatMul", inputs[:2], name)]
@@ -212,6 +230,17 @@ def _weighted(groups: Groups, source: str, derived: Derived, stem: str, patch: P
         shifted = patch.fresh(f"{stem}/fused_bias")
         nodes.append(_node("Add", [name, inputs[2]], shifted))
     return nodes
+
+
+def _summed(groups: Groups, conv: NodeProto, derived: Derived, stem: str, patch: Patch) -> list[NodeProto]:
+    """A Conv with the one that its tap apart is, if there is one."""
+    if derived.tap is None:
+        return [conv]
+    name = patch.fresh(f"{stem}/fused_tap")
+    weight = patch.add_constant(groups.scope, f"{name}.weight", derived.tap)
+    # It comes first: the other one adds to what is there already.
+    tap = _node("Conv", [conv.input[0], weight], name, kernel_shape=[1, 1], group=derived.window.group or 1)
+    return [tap, conv, _node("Add", [conv.output[0], name], patch.fresh(f"{stem}/fused_add"))]
 
 
 def _operator(window: Window) -> str:
