@@ -168,6 +168,8 @@ def test_a_kernel_is_computed_if_more_is_done_than_to_move_it() -> None:
 
     net = Net(dtype=TensorProto.FLOAT)
     weight = net.constant(net.random.normal(size=(4, 4, 3, 3)))
-    assert named(net.node("Mul", weight, net.constant(2.0))) == "Computed kernel"
+    doubled = net.node("Mul", weight, net.constant(2.0))
+    assert named(doubled) == "Computed kernel"
+    assert named(net.node("Transpose", doubled, perm=[1, 0, 2, 3])) == "Computed kernel"
     moved = net.node("Transpose", net.node("Identity", weight), perm=[1, 0, 2, 3])
     assert named(net.node("Cast", moved, to=TensorProto.FLOAT)) == "Conv-BN"

@@ -1,4 +1,4 @@
-"""Operators that move elements compute what ONNX's reference evaluator says."""
+"""Operators that move elements, and those that compute with them, do what ONNX's reference evaluator says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from graphs import Array, draw, model, node, run
 from onnx import NodeProto, numpy_helper
 
 from repfuse.graph import moves
+from repfuse.graph.arithmetic import UnknownValueError
 from repfuse.model.nodes import Node
 
 X = draw(2, 3, 4)
@@ -34,16 +35,35 @@ CASES = [
     row("Concat", X, X, axis=-1),
     row("ConstantOfShape", ints(2, 3), value=numpy_helper.from_array(ints(7))),
     row("ConstantOfShape", ints(2)),
+    row("Div", X, X[:, :1]),
+    row("Div", ints(7, 6, 0), ints(2)),
+    row("Einsum", X, draw(4, 5), equation="abc,cd->dab"),
+    row("Einsum", X, draw(3), equation=" abc , b -> ac "),
     row("Equal", ints(1, 2), ints(1)),
+    row("EyeLike", X[0], k=1),
+    row("EyeLike", X[0], dtype=1),
     row("Expand", X[:, :1], ints(3, 1)),
+    row("Flatten", X),
+    row("Flatten", X, axis=0),
+    row("Flatten", X, axis=-1),
     row("Gather", X, ints(2, 0, -1), axis=1),
     row("Gather", ints(5, 6, 7), np.array(1)),
     row("Identity", X),
+    row("Mod", ints(-7, 7, 6), ints(3, -4, 3)),
+    row("Mod", ints(-7, 7, 6), ints(3, -4, 3), fmod=1),
+    row("Mod", X, X[:1] + 2, fmod=1),
     row("Mul", ints(1, 2), ints(-1)),
+    row("Neg", X),
     row("Pad", X, ints(0, 1, 2, 0, 0, 1)),
     row("Pad", X, ints(1, 2), np.array(3.0), ints(2), mode="constant"),
     row("Range", np.array(2), np.array(9), np.array(3)),
     row("Range", np.array(9.0), np.array(-2.0), np.array(-3.0)),
+    row("Reciprocal", X),
+    row("ReduceL2", X, ints(1, -1)),
+    row("ReduceL2", X, opset=13, axes=[0], keepdims=0),
+    row("ReduceSum", X),
+    row("ReduceSum", X, ints(0), keepdims=0),
+    row("ReduceSum", X, opset=11, axes=[2]),
     row("Reshape", X, ints(0, -1)),
     row("Reshape", np.zeros((0, 3)), ints(3, 0), allowzero=1),
     row("ScatterElements", X, np.array([[[1, 0, 2, 2]]]), draw(1, 1, 4, seed=1), axis=1),
@@ -51,6 +71,7 @@ CASES = [
     row("ScatterND", X, np.array([[[-1]]]), draw(1, 1, 3, 4, seed=1)),
     row("Shape", X),
     row("Shape", X, start=1, end=-1),
+    row("Sigmoid", 100 * X),
     row("Slice", X, ints(1), ints(2**63 - 1), ints(-1)),
     row("Slice", X, ints(-1, 0), ints(-(2**63), 1), ints(2, 0), ints(-1, 1)),
     row("Sqrt", np.abs(X)),
@@ -108,10 +129,11 @@ def test_padding_by_less_than_nothing() -> None:
         ),
         pytest.param("Gather", [X, np.zeros((2**22, 1), I64)], {}, id="Gather"),
         pytest.param("Add", [np.zeros((2**13, 1)), np.zeros(2**13)], {}, id="Add"),
+        pytest.param("Einsum", [np.zeros(2**13), np.zeros(2**13)], {"equation": "a,b->ab"}, id="Einsum"),
     ],
 )
 def test_too_large(op_type: str, operands: list[Array], attributes: dict[str, Any]) -> None:
-    with pytest.raises(moves.UnmovableError):
+    with pytest.raises(UnknownValueError):
         moves.evaluate(Node(made(op_type, tuple(operands), attributes)), operands)
 
 
@@ -124,8 +146,14 @@ def test_too_large(op_type: str, operands: list[Array], attributes: dict[str, An
         pytest.param("ScatterND", [X, ints(5), X[0]], {}, id="a place outside"),
         pytest.param("Reshape", [X, ints(5, 5)], {}, id="a shape of another size"),
         pytest.param("Slice", [X, None, ints(1)], {}, id="a missing operand"),
+        pytest.param("Div", [ints(-7), ints(2)], {}, id="a quotient that runtimes round in different ways"),
+        pytest.param("Div", [ints(7), ints(0)], {}, id="a whole number divided by zero"),
+        pytest.param("Mod", [ints(7), ints(0)], {}, id="a remainder of division by zero"),
+        pytest.param("Einsum", [X], {"equation": "...->..."}, id="an equation that leaves axes open"),
+        pytest.param("Einsum", [X, X], {"equation": "abc->abc"}, id="an equation of fewer operands"),
+        pytest.param("ReduceSum", [X], {"noop_with_empty_axes": 1}, id="a sum over no axes"),
     ],
 )
-def test_what_moves_no_elements(op_type: str, operands: list[Any], attributes: dict[str, Any]) -> None:
-    with pytest.raises(moves.UnmovableError):
+def test_what_cannot_be_told(op_type: str, operands: list[Any], attributes: dict[str, Any]) -> None:
+    with pytest.raises(UnknownValueError):
         moves.evaluate(Node(made(op_type, tuple(operands), attributes)), operands)

@@ -196,7 +196,7 @@ class Constants:
         """Whether the graph computes a constant, and does more than to move the elements of another one."""
         if self._producer(name) is None or name in self._initializers or not self.follows(name):
             return False
-        nodes, _ = self._expression(name)
+        nodes, _ = self._expression(name, {})
         return any(node.op_type not in _CASTS and not moves.data_slots(node) for node in nodes)
 
     def measures(self, name: str) -> bool:
@@ -230,7 +230,7 @@ class Constants:
         return Constant(value.shape, data_type, lambda: self._evaluate(name))
 
     def _evaluate(self, name: str) -> NDArray[np.generic]:
-        nodes, leaves = self._expression(name)
+        nodes, leaves = self._expression(name, self._values)
         if all(map(moves.evaluates, nodes)):
             return self._moved(name, nodes, leaves)
         from repfuse.graph import evaluation  # noqa: PLC0415  (importing that takes as long as all else together)
@@ -254,16 +254,23 @@ class Constants:
     def _computed(self, node: Node, operands: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
         return moves.evaluate(node, operands)
 
-    def _expression(self, name: str) -> tuple[list[Node], dict[str, Constant]]:
-        """The nodes that compute a tensor, in order, and the constants that they start from."""
+    def _expression(
+        self, name: str, values: Mapping[str, NDArray[Any]]
+    ) -> tuple[list[Node], dict[str, Constant]]:
+        """The nodes that compute a tensor, in order, and the constants that they start from.
+
+        Args:
+            name: The tensor.
+            values: Tensors that are known; what computes these is left out.
+        """
         needed: dict[int, Node] = {}
         leaves: dict[str, Constant] = {}
         pending = [name]
         while pending:
             current = pending.pop()
             node = self._producer(current)
-            if current in self._values and current != name:
-                leaves[current] = _of_array(self._values[current])
+            if current in values and current != name:
+                leaves[current] = _of_array(values[current])
             elif node is None or self._is_leaf(current, node):
                 leaf = self.find(current)
                 assert leaf is not None

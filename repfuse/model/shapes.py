@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -26,6 +27,9 @@ CONTAINERS = {"If", "Loop", "Scan", "SequenceMap"}
 
 _GROWING = {"Expand", "Tile", "ConstantOfShape", "Range", "Pad", "Resize", "Upsample", "OneHot"}
 """Operators whose outputs are as large as numbers in a file say."""
+
+_EXTENTS = {"Expand": 1, "ConstantOfShape": 0, "Pad": 1}
+"""Of some of these, the operand that holds the numbers."""
 
 _LONG = 2**20
 """Elements."""
@@ -122,12 +126,21 @@ def fix_inputs(model: onnx.ModelProto, extents: Mapping[str, Sequence[int]]) -> 
 
 def _has_long_vectors(model: onnx.ModelProto) -> bool:
     """Whether operators make vectors as long as a number says: propagating data makes a symbol of each element."""
-    if not any(node.op_type in _GROWING for node in model.graph.node):
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    growing = (node for node in model.graph.node if node.op_type in _GROWING)
+    if all(_is_told_little(node, constants) for node in growing):
         return False
     known = declared(onnx.shape_inference.infer_shapes(model).graph)
     return any(
         isinstance(shape[0], int) and shape[0] > _LONG for shape in known.shapes.values() if len(shape) == 1
     )
+
+
+def _is_told_little(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether an operator makes no long vector of short ones, by the numbers that it is given."""
+    slot = _EXTENTS.get(node.op_type, len(node.input))
+    numbers = constants.get(node.input[slot]) if slot < len(node.input) else None
+    return numbers is not None and bool(np.max(storage.values(numbers), initial=0) <= _LONG)
 
 
 def of_value(entry: onnx.ValueInfoProto) -> Shape | None:

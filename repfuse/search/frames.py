@@ -31,6 +31,7 @@ from repfuse.algebra import kernel, window
 from repfuse.algebra.kernel import Array, EquivalentKernel
 from repfuse.algebra.window import Axis, Refusal, Window
 from repfuse.graph import moves
+from repfuse.graph.arithmetic import LARGEST, UnknownValueError
 from repfuse.graph.constants import Constant, Constants
 from repfuse.graph.operands import FLOATS, values_of
 from repfuse.graph.view import Scope
@@ -171,14 +172,14 @@ class Frames:
         frames = []
         for count, constants, images in self._samples(shape[0]):
             self._work -= len(region.nodes) * count * math.prod(extents)
-            if count * math.prod(extents) > moves.LARGEST or self._work < 0:
+            if count * math.prod(extents) > LARGEST or self._work < 0:
                 return Refusal(
                     "frames a tensor that is too large to be followed; export with smaller extents"
                 )
             try:
                 run = _Run(self._scope, constants, images)
                 frame = run.frame(region, tensor, (count, *extents))
-            except moves.UnmovableError:
+            except UnknownValueError:
                 return Refusal("moves elements to places that cannot be told; export with static extents")
             if isinstance(frame, Refusal):
                 return frame
@@ -253,7 +254,7 @@ class _Run:
         """What comes out, for a root of a static shape.
 
         Raises:
-            moves.UnmovableError: It cannot be told.
+            UnknownValueError: It cannot be told.
         """
         root: Numbers = np.arange(1, math.prod(shape) + 1, dtype=np.int32).reshape(shape)
         known: dict[str, Any] = {region.root: root}
@@ -277,15 +278,15 @@ class _Run:
             return known[name]  # type: ignore[no-any-return]
         constant = self._constants.find(name)
         if constant is None:
-            raise moves.UnmovableError("a place is computed at run time")
+            raise UnknownValueError("a place is computed at run time")
         if is_data:
             known[name] = self._numbers(constant)
             return known[name]  # type: ignore[no-any-return]
         return constant.read()
 
     def _numbers(self, constant: Constant) -> Numbers:
-        if constant.data_type not in FLOATS or constant.size > moves.LARGEST:
-            raise moves.UnmovableError("a constant is of another type, or too large")
+        if constant.data_type not in FLOATS or constant.size > LARGEST:
+            raise UnknownValueError("a constant is of another type, or too large")
         self._unit = max(self._unit, _UNIT[constant.data_type])
         self._painted.append(values_of(constant).astype(np.float64).reshape(-1))
         first, self._numbered = self._numbered, self._numbered + constant.size

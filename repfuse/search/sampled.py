@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repfuse.graph import moves
+from repfuse.graph.arithmetic import Inputs, UnknownValueError
 from repfuse.graph.constants import Constant, Constants
 from repfuse.graph.view import Scope
 from repfuse.model.nodes import Node
@@ -35,18 +35,18 @@ class Images:
     def __init__(self) -> None:
         self._extents: dict[str, tuple[int, ...]] = {}
 
-    def check(self, node: Node, inputs: moves.Inputs) -> None:
+    def check(self, node: Node, inputs: Inputs) -> None:
         """Check one node, for one number of images.
 
         Raises:
-            moves.UnmovableError: It does not hold, as far as can be told.
+            UnknownValueError: It does not hold, as far as can be told.
         """
         if node.op_type != "Slice" or inputs[0] is None:
             return
         bounds = [abs(int(i)) for each in inputs[1:3] if each is not None for i in each.reshape(-1)]
         before = self._extents.setdefault(node.output[0], inputs[0].shape)
         if before != inputs[0].shape and any(1 < bound < _FAR for bound in bounds):
-            raise moves.UnmovableError("which images are taken depends on their number")
+            raise UnknownValueError("which images are taken depends on their number")
 
 
 class Sampled(Constants):
@@ -101,11 +101,11 @@ class Sampled(Constants):
         operands = (node.input[slot] for slot in pure if slot < len(node.input))
         return super()._folds(node) and all(self._pure.follows(name) for name in operands if name)
 
-    def _computed(self, node: Node, operands: moves.Inputs) -> NDArray[Any]:
+    def _computed(self, node: Node, operands: Inputs) -> NDArray[Any]:
         self._images.check(node, operands)
         given = [each for each in operands if each is not None]
         if not _MONOTONE.get(node.op_type, _always)(given):
-            raise moves.UnmovableError("a place depends on the number of images in a way of its own")
+            raise UnknownValueError("a place depends on the number of images in a way of its own")
         return super()._computed(node, operands)
 
 
