@@ -105,6 +105,7 @@ class Constants:
         self._found: dict[str, Constant | None] = {}
         self._measured: dict[str, Constant | None] = {}
         self._foldable: dict[str, bool] = {}
+        self._measureless: set[str] = set()
         self._values: dict[str, NDArray[Any]] = {}
 
     def knowing(self, shape_of: Callable[[str], Shape | None], type_of: Callable[[str], int]) -> Constants:
@@ -201,7 +202,8 @@ class Constants:
 
     def measures(self, name: str) -> bool:
         """Whether a tensor that follows from constants follows from the extents of one that does not."""
-        pending, seen = [name], {name}
+        known = self._measureless
+        pending, seen = [name] if name not in known else [], {name}
         while pending:
             current = pending.pop()
             node = self._producer(current)
@@ -209,8 +211,9 @@ class Constants:
                 continue
             if node.is_onnx("Shape") and not self.follows(node.input[0]):
                 return self.follows(name)
-            pending += [each for each in node.input if each not in seen]
+            pending += [each for each in node.input if each not in seen and each not in known]
             seen.update(node.input)
+        known |= seen
         return False
 
     def _folds(self, node: Node) -> bool:
