@@ -56,6 +56,38 @@ def test_open_extents_are_chosen_and_named(declared, shape, chosen):
     assert make_inputs(model(("x", F32, declared)), count=1, seed=0)[0]["x"].shape == shape
 
 
+def halving(times):
+    """A network that halves an image, doubles it again, and joins both at each extent."""
+    nodes, inner = [], ["x"]
+    for number in range(times):
+        pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+        nodes.append(helper.make_node("MaxPool", inner[-1:], [f"half{number}"], **pool))
+        inner.append(f"half{number}")
+    below = inner.pop()
+    for number, beside in enumerate(reversed(inner)):
+        nodes.append(helper.make_node("Resize", [below, "", "scales"], [f"twice{number}"], mode="nearest"))
+        below = f"y{number}"
+        nodes.append(helper.make_node("Concat", [f"twice{number}", beside], [below], axis=1))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", F32, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info(below, F32, None)],
+        [numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")],
+    )
+    return helper.make_model(graph)
+
+
+@pytest.mark.parametrize(("times", "extent"), [(5, 224), (6, 256), (8, 256), (9, 224)])
+def test_extents_are_chosen_that_a_network_can_do_with(times, extent):
+    """It must be halved without a remainder. Where no choice does, running it will tell."""
+    (entry,) = resolve_inputs(halving(times))
+    assert entry.shape == (1, 3, extent, extent)
+    assert entry.chosen == (0, 2, 3)
+    (entry,) = resolve_inputs(halving(times), shapes={"x": (1, 3, 224, 224)})
+    assert entry.shape == (1, 3, 224, 224)
+
+
 def test_description_reads_well():
     (entry,) = resolve_inputs(model(("pixels", F32, ["N", 3, 64, 64])))
     assert str(entry) == "pixels: float32[1?, 3, 64, 64] (? = chosen, the model leaves it open)"

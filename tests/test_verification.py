@@ -613,9 +613,21 @@ def test_extents_that_do_not_fit_reach_no_other_backend():
 
 def test_other_extents_are_proposed_where_those_that_were_chosen_do_not_fit():
     of_256 = model(
-        [("Concat", ["x", "more"], ["y"], {"axis": 1})],
+        [  # what the shape is, shape inference cannot tell
+            ("NonZero", ["extents"], ["places"]),
+            ("Slice", ["places", "starts", "ends"], ["shape"]),
+            ("Reshape", ["shape", "flat"], ["vector"]),
+            ("Expand", ["more", "vector"], ["grown"]),
+            ("Concat", ["x", "grown"], ["y"], {"axis": 1}),
+        ],
         [("y", F32)],
-        {"more": np.zeros((1, 4, 256, 256), np.float32)},
+        {
+            "extents": np.eye(1, 257, 256, dtype=np.float32)[0],
+            "starts": np.zeros(2, np.int64),
+            "ends": np.ones(2, np.int64),
+            "flat": np.array([-1]),
+            "more": np.zeros((1, 4, 256, 1), np.float32),
+        },
         [("x", F32, [1, 4, "height", "width"])],
     )
     with pytest.raises(BadInputError, match=r"as in --input-shape x:1,4,256,256\)"):

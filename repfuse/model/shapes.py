@@ -124,6 +124,17 @@ def fix_inputs(model: onnx.ModelProto, extents: Mapping[str, Sequence[int]]) -> 
         value.type.tensor_type.ClearField("shape")
 
 
+def contradicts(model: onnx.ModelProto, extents: Mapping[str, Sequence[int]]) -> bool:
+    """Whether operators cannot do with what inputs of these shapes, by name, become on the way to them."""
+    copy = structure(model)
+    fix_inputs(copy, extents)
+    try:
+        onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=not _has_long_vectors(copy))
+    except (onnx.shape_inference.InferenceError, ValueError, MemoryError):
+        return True
+    return False
+
+
 def _has_long_vectors(model: onnx.ModelProto) -> bool:
     """Whether operators make vectors as long as a number says: propagating data makes a symbol of each element."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

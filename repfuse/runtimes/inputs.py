@@ -18,6 +18,7 @@ import onnx
 from onnx import helper
 
 from repfuse.errors import BadInputError
+from repfuse.model.shapes import contradicts
 from repfuse.runtimes.backends import Array, ModelSource, fed_inputs, structure
 from repfuse.runtimes.indices import index_limits
 
@@ -119,7 +120,16 @@ def resolve_inputs(
     for name in ranges or {}:
         _known(name, entries)
     limits = index_limits(proto)
-    return [_ranged(entry, ranges or {}, limits) for entry in inputs]
+    return [_ranged(entry, ranges or {}, limits) for entry in _fitting(proto, inputs)]
+
+
+def _fitting(proto: onnx.ModelProto, inputs: list[Input]) -> list[Input]:
+    """Inputs of other extents, where the network contradicts those that were chosen and not these."""
+    others = [replace(entry, shape=entry.otherwise) for entry in inputs]
+    if others == inputs:
+        return inputs
+    chosen, instead = ({entry.name: entry.shape for entry in some} for some in (inputs, others))
+    return others if contradicts(proto, chosen) and not contradicts(proto, instead) else inputs
 
 
 def _ranged(entry: Input, ranges: Mapping[str, Range], limits: Mapping[str, int]) -> Input:
