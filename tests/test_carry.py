@@ -104,6 +104,26 @@ LEVIT = [
         pytest.param(
             [
                 node("Conv", ["x", "conv", "b"], ["t"]),
+                node("AveragePool", ["t"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+            ],
+            ("n", C, "h", "w"),
+            "AveragePool Conv",
+            id="DenseNet's transition (arXiv:1608.06993)",
+        ),
+        pytest.param(
+            [
+                norm("x", "c", "t"),
+                node("Conv", ["t", "conv", "b"], ["u"]),
+                norm("u", "d", "v"),
+                node("AveragePool", ["v"], ["y"], kernel_shape=[3, 3], strides=[2, 2]),
+            ],
+            ("n", C, 7, 8),
+            "AveragePool Conv",
+            id="normalizations on both sides, pooled with an overlap",
+        ),
+        pytest.param(
+            [
+                node("Conv", ["x", "conv", "b"], ["t"]),
                 node("Flatten", ["t"], ["u"]),
                 node("Mul", ["out", "u"], ["y"]),
             ],
@@ -162,6 +182,38 @@ def test_the_kernel_passes(nodes: list[onnx.NodeProto], shape: Shape, left: str)
             id="channels taken apart",
         ),
         pytest.param(
+            [
+                node("Conv", ["x", "conv", "b"], ["t"]),
+                node(
+                    "AveragePool",
+                    ["t"],
+                    ["y"],
+                    kernel_shape=[3, 3],
+                    strides=[2, 2],
+                    pads=[1, 1, 1, 1],
+                    count_include_pad=1,
+                ),
+            ],
+            (2, C, 7, 8),
+            id="zeros in the mean",
+        ),
+        pytest.param(
+            [
+                node("Conv", ["x", "conv", "b"], ["t"]),
+                node("AveragePool", ["t"], ["y"], kernel_shape=[2, 2]),
+            ],
+            (2, C, 7, 8),
+            id="a pooling that leaves as many pixels",
+        ),
+        pytest.param(
+            [
+                node("AveragePool", ["x"], ["t"], kernel_shape=[2, 2], strides=[2, 2]),
+                node("Conv", ["t", "conv", "b"], ["y"]),
+            ],
+            (2, C, 6, 8),
+            id="pooled before",
+        ),
+        pytest.param(
             [norm("x", "c", "t"), node("Flatten", ["t"], ["u"]), node("MatMul", ["u", "long"], ["y"])],
             (2, C, 3, 4),
             id="pixels among channels",
@@ -206,11 +258,11 @@ def test_what_stays(nodes: list[onnx.NodeProto], shape: Shape) -> None:
     prove(nodes, shape, " ".join(each.op_type for each in nodes), CONSTANTS | more)
 
 
-OPS = ["MatMul", "Conv", "norm", "last", "Transpose", "Reshape", "Flatten", "Mean"]
+OPS = ["MatMul", "Conv", "norm", "last", "Transpose", "Reshape", "Flatten", "Mean", "Pool"]
 
 
 @given(st.data())
-def test_any_row_of_ops_computes_the_same(data: st.DataObject) -> None:  # noqa: PLR0912
+def test_any_row_of_ops_computes_the_same(data: st.DataObject) -> None:  # noqa: PLR0912, PLR0915
     """Against the reference evaluator: kernels, scales and shifts along any axis, among moves and means."""
     shape = list(data.draw(st.sampled_from([(2, 3, 4), (2, 3, 4, 5), (1, 4, 1, 1), (2, 6)])))
     start, source = list(shape), "x"
@@ -252,6 +304,10 @@ def test_any_row_of_ops_computes_the_same(data: st.DataObject) -> None:  # noqa:
         elif op == "Mean" and rank > 2:
             nodes.append(node("GlobalAveragePool", [source], [target]))
             shape[2:] = [1] * (rank - 2)
+        elif op == "Pool" and rank > 2 and min(shape[2:]) > 1:
+            kernel, stride = ([data.draw(st.integers(1, 2)) for _ in shape[2:]] for _ in range(2))
+            nodes.append(node("AveragePool", [source], [target], kernel_shape=kernel, strides=stride))
+            shape[2:] = [(n - k) // s + 1 for n, k, s in zip(shape[2:], kernel, stride, strict=True)]
         elif op == "Flatten":
             nodes.append(node("Flatten", [source], [target]))
             shape = [shape[0], int(np.prod(shape[1:]))]
@@ -265,6 +321,18 @@ def test_any_row_of_ops_computes_the_same(data: st.DataObject) -> None:  # noqa:
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * max(1, np.abs(expected).max()))
     assert all(check.passed for check in check_blocks(proto, result))
+
+
+def test_a_pooling_larger_than_small_maps_is_checked_on_larger_ones() -> None:
+    conv = node("Conv", ["x", "conv", "b"], ["t"])
+    pool = node("AveragePool", ["t"], ["y"], kernel_shape=[7, 7], strides=[7, 7])
+    constants = {"conv": CONSTANTS["conv"], "b": CONSTANTS["b"]}
+    proto = model([conv, pool], {"x": (1, C, "h", "w")}, ["y"], constants, dtype=np.float64)
+    result = fuse(proto)
+    assert [each.op_type for each in result.model.graph.node] == ["AveragePool", "Conv"]
+    (check,) = check_blocks(proto, result)
+    assert check.passed
+    assert not check.skipped
 
 
 def test_a_gemm_has_no_groups() -> None:

@@ -32,8 +32,8 @@ def test_a_kernel_is_the_same_whether_or_not_another_was_made_before() -> None:
         found = derive(warm, merge_at(warm, f"a{block}"))
         np.testing.assert_array_equal(found.weight, expected.weight)
         assert found.window == expected.window
-    assert warm.milestones.find("x0", "x5", crosses=False)
-    assert not warm.milestones.find("x0", "x5", crosses=True)
+    assert warm.milestones.find("x0", "x5", path=())
+    assert not warm.milestones.find("x0", "x5", path=(1,))
 
 
 def test_a_weight_that_a_milestone_has_is_counted_once() -> None:
@@ -61,12 +61,12 @@ def test_the_latest_small_ones_are_kept() -> None:
     kept = Milestones()
     small = Milestone(kernel.identity(), frozenset())
     for number in range(100):
-        kept.keep("x", str(number), small, crosses=False)
-    assert kept.find("x", "99", crosses=False) is small
-    assert kept.find("x", "0", crosses=False) is None
+        kept.keep("x", str(number), small, path=())
+    assert kept.find("x", "99", path=()) is small
+    assert kept.find("x", "0", path=()) is None
     large = Milestone(kernel.affine(np.ones(2**17), np.zeros(2**17)), frozenset())
-    kept.keep("x", "large", large, crosses=False)
-    assert kept.find("x", "large", crosses=False) is None
+    kept.keep("x", "large", large, path=())
+    assert kept.find("x", "large", path=()) is None
 
 
 @pytest.mark.parametrize("joined", [False, True])

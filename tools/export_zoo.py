@@ -84,11 +84,12 @@ def _torch(row: Row) -> list[Model]:
 
 
 _BYOB = ("repvgg_a0", "repvgg_b1g4", "mobileone_s0", "mobileone_s4")
-_FULL = (*_BYOB, "repvit_m0_9", "fastvit_t8", "repghostnet_100")
+_FULL = (*_BYOB, "repvit_m0_9", "fastvit_t8", "repghostnet_100", "densenet121")
 _REPVGG: dict[str, Any] = {"depths": (1, 2, 2, 1), "widths": (1 / 8, 1 / 8, 1 / 16, 1 / 16)}
 _SLIM = (1 / 8, 1 / 16, 1 / 16, 1 / 32)
 _QUARTER = (1 / 4, 1 / 4, 1 / 4, 1 / 2)
 _REPVIT: dict[str, Any] = {"embed_dim": (8, 8, 16, 16), "depth": (1, 1, 2, 1), "num_classes": 10}
+_DENSENET: dict[str, Any] = {"growth_rate": 8, "block_config": (1, 2, 1, 1)}
 _FASTVIT: dict[str, Any] = {"embed_dims": (8, 8, 16, 16), "layers": (1, 1, 1, 1), "num_classes": 10}
 
 ZOO: list[Model] = [
@@ -102,6 +103,7 @@ ZOO: list[Model] = [
     ),
     _timm("repvit_m0_9", "narrow", 64, zoo_timm.timm_model, **_REPVIT),
     _timm("fastvit_t8", "narrow", 64, zoo_timm.timm_model, **_FASTVIT),
+    _timm("densenet121", "narrow", 64, zoo_timm.timm_model, **_DENSENET, num_classes=10),
     Model("repghostnet_100", "narrow", 32, zoo_timm.repghost_narrow, zoo_timm.deployed),
     Model("ghostnetv3", "narrow", 64, zoo_timm.ghostnetv3_narrow, zoo_timm.deployed),
     *(model for row in FAMILIES for model in _torch(row)),

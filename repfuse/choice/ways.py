@@ -121,7 +121,7 @@ class Ways:
             own += cost.pointwise(outputs)
         carried, density = 0.0, 1.0
         for position in reversed(merge.path):
-            carry = self._groups.carries[position]
+            carry = self._groups.passed[position]
             carried += density * _carry_cost(carry, inputs if merge.behind else outputs)
             density *= carry.density
         return carried + own * (1.0 if merge.behind else density), density * merge.window.stride

@@ -1,4 +1,4 @@
-"""Ops that move elements or average them, and leave channels what they are: Transpose, Reshape, pooling to 1x1.
+"""Ops that move elements or average them, and leave channels what they are: Transpose, Reshape, average pooling.
 
 Such an op does the same to each channel and maps a constant to itself. So a pointwise op, however it mixes
 channels, gives the same before it and behind it, if it then acts along the axis to which the channels went:
@@ -6,7 +6,8 @@ channels, gives the same before it and behind it, if it then acts along the axis
     carry(W x + b) = W carry(x) + b
 
 That lets a kernel pass: a BatchNormalization before GlobalAveragePool and Flatten goes into the Gemm behind them,
-one behind a Reshape into the MatMul before it. The op itself stays, and is put on what the kernel leaves it.
+one behind a Reshape into the MatMul before it. The op itself stays, and is put on what the kernel leaves it. Behind
+a pooling that halves images, a pointwise Conv has a quarter of the work.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from repfuse.graph.operands import integers_at
 from repfuse.graph.view import Scope
 from repfuse.model.nodes import Node
 from repfuse.model.shapes import Shape
+from repfuse.operators.lifted import Lifted
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,15 @@ def _mean(node: Node, scope: Scope, before: Shape, after: Shape) -> Carry | None
     extents = [before[axis] for axis in gone]
     density = math.prod(n if isinstance(n, int) else _USUAL for n in extents)
     return Carry(node.input[0], places, (len(before), len(after)), density)
+
+
+def pooling(lifted: Lifted) -> Carry | None:
+    """Read a lifted AveragePool that makes a tensor smaller; None if it meets padding, which is no average."""
+    axes = lifted.window.axes
+    if lifted.window.stride == 1 or any(axis.padded for axis in axes):
+        return None
+    rank = len(axes) + 2
+    return Carry(lifted.source, {0: 0, 1: 1}, (rank, rank), lifted.window.stride)
 
 
 _USUAL = 7

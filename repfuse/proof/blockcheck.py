@@ -21,6 +21,7 @@ times, however the d_i depend on each other; the smaller of both bounds counts.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ _HOEFFDING = 8.0
 _KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Concat"}
 """What new nodes are, but for those that move or average elements."""
 
-_OF_ANY_EXTENTS = {"GlobalAveragePool", "ReduceMean", "Transpose"}
+_OF_ANY_EXTENTS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "Transpose"}
 """Those of the others that act on maps of any extents alike."""
 
 _WIDE, _SAMPLES, _FAR = 8.0, 2**12 + 1, 1000.0
@@ -175,6 +176,9 @@ class _Block:
         self._after = after.wide()
         ops = {node.op_type for node in added}
         self._carries, self._of_any_extents = not ops <= _KERNELS, ops <= _KERNELS | _OF_ANY_EXTENTS
+        pools = (node for node in added if node.op_type == "AveragePool")
+        kernels = (helper.get_node_attr_value(node, "kernel_shape") for node in pools)
+        self._least = max(itertools.chain.from_iterable(kernels), default=1)
         self._rounded_off = partial(rounded_off, added, after)
         self._joins = [node for node in added if node.op_type in ("Add", "Sub", "Concat")]
         self._concat = next((node for node in added if node.op_type == "Concat"), None)
@@ -232,7 +236,7 @@ class _Block:
             raise UnrunnableError("It asks for extents that do not follow from those of its source.")
         (source,) = self._inputs
         shape = [
-            2 + axis
+            1 + axis + self._least
             if not isinstance(n, int) and (axis == 0 or self._measures or (axis > 1 and self._of_any_extents))
             else n
             for axis, n in enumerate(self._shape_of(source) or ())

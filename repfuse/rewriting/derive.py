@@ -93,7 +93,7 @@ class _Reader:
     def __init__(self, groups: Groups, merge: Merge) -> None:
         self._groups = groups
         source = self._source = merge.source
-        self._crosses = bool(merge.path)
+        self._path = merge.path
         self._known: dict[str, EquivalentKernel] = {source: kernel.identity()}
         self._weights: dict[str, Weights] = {source: frozenset()}
 
@@ -142,7 +142,7 @@ class _Reader:
     def _is_known(self, tensor: str) -> bool:
         """Whether a tensor was read, now or for a group before this one."""
         if tensor not in self._known:
-            found = self._groups.milestones.find(self._source, tensor, crosses=self._crosses)
+            found = self._groups.milestones.find(self._source, tensor, path=self._path)
             if found is None:
                 return False
             self._known[tensor], self._weights[tensor] = found.kernel, found.weights
@@ -156,7 +156,7 @@ class _Reader:
         self._known[tensor], self._weights[tensor] = self._apply(tensor, position), few(weights)
         if len(self._groups.scope.consumers(tensor)) > 1:
             found = Milestone(self._known[tensor], self._weights[tensor])
-            self._groups.milestones.keep(self._source, tensor, found, crosses=self._crosses)
+            self._groups.milestones.keep(self._source, tensor, found, path=self._path)
 
     def _inputs(self, position: int) -> tuple[str, ...]:
         if position in self._groups.joins:  # all of a tree of joins at once: each sum is an array as large
@@ -179,8 +179,8 @@ class _Reader:
         return kernel.stack(branches, window)
 
     def _apply(self, tensor: str, position: int) -> EquivalentKernel:
-        if position in self._groups.carries:
-            return self._known[self._groups.carries[position].source]
+        if position in self._path or position in self._groups.carries:
+            return self._known[self._groups.passed[position].source]
         if position in self._groups.stacks:
             return self.stack([self._known[name] for name in self._groups.stacks[position]])
         lifted = self._groups.op(tensor)
@@ -190,7 +190,7 @@ class _Reader:
             return self.sum(branches)
         before = self._known[lifted.source]
         behind = lifted.kernel()
-        if self._crosses:  # where its channels lie differs from one side of a carrying op to the other
+        if self._path:  # where its channels lie differs from one side of a carrying op to the other
             behind = kernel.unplaced(behind)
         # The bare source needs no arithmetic, so a Conv's weight is not copied for it.
         return behind if before is self._known[self._source] else kernel.compose(before, behind)

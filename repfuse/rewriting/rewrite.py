@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import numpy as np
 from onnx import AttributeProto, NodeProto
@@ -70,7 +71,7 @@ def rewrite(groups: Groups, candidate: Candidate, pattern: str, patch: Patch) ->
         output=groups.output(candidate.root),
         removed=tuple(scope.name(position) for position in sorted(candidate.replaced)),
         added=tuple(label(node.op_type, node.name, node.output) for node in nodes),
-        kernel=", ".join(map(_described, derived)),
+        kernel=", ".join(map(_described, repeat(groups), candidate.merges, derived)),
     )
 
 
@@ -99,9 +100,11 @@ def describe(window: Window) -> str:
     return ", ".join(words)
 
 
-def _described(derived: Derived) -> str:
+def _described(groups: Groups, merge: Merge, derived: Derived) -> str:
+    ops = dict.fromkeys(groups.scope.nodes[position].op_type for position in merge.path)
+    passed = f", {'behind' if merge.behind else 'before'} {' and '.join(ops)}" if ops else ""
     remarks = {_STAYS: derived.shift is not None, _APART: derived.tap is not None, _GROWN: derived.grown}
-    return describe(derived.window) + "".join(words for words, applies in remarks.items() if applies)
+    return describe(derived.window) + passed + "".join(words for words, applies in remarks.items() if applies)
 
 
 def _by(values: Iterable[int]) -> str:
@@ -174,7 +177,7 @@ def _carries(groups: Groups, merge: Merge, source: str, window: Window, patch: P
     count = window.channels[1 if merge.behind else 0] if window.channels else None
     nodes = []
     for position, axis in zip(merge.path, _axes(groups, merge, window), strict=True):
-        old, carry = scope.nodes[position], groups.carries[position]
+        old, carry = scope.nodes[position], groups.passed[position]
         node = NodeProto()
         node.CopyFrom(old.proto)
         node.name = patch.fresh(f"{old.name or old.output[0]}/carried")
@@ -192,7 +195,7 @@ def _axes(groups: Groups, merge: Merge, window: Window) -> list[int | None]:
 
     What takes channels apart is passed by a scalar only, so their number stays.
     """
-    carries = [groups.carries[position] for position in merge.path]
+    carries = [groups.passed[position] for position in merge.path]
     axes: list[int | None] = []
     if merge.behind:
         axis: int | None = axis_of(window, carries[-1].ranks[1])

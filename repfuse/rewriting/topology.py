@@ -32,7 +32,7 @@ def topology(groups: Groups, merge: Merge) -> Topology:
         end += behind
     else:
         tail += behind
-    paths = (path for operand in operands for path in _paths(groups, operand, merge.source, end))
+    paths = (path for operand in operands for path in _paths(groups, operand, merge, end))
     branches = tuple(islice(paths, _MOST_BRANCHES))
     head = _shared_head(branches) if len(branches) > 1 else 0
     return Topology(tuple(branch[head:] for branch in branches), tail)
@@ -60,8 +60,8 @@ def _outermost_join(groups: Groups, merge: Merge) -> tuple[list[Operand], tuple[
         assert position is not None
         if position in groups.joins:
             return list(groups.joins[position]), tail
-        if position in groups.carries:
-            tensor = groups.carries[position].source
+        if position in merge.path or position in groups.carries:
+            tensor = groups.passed[position].source
             continue
         if position in groups.stacks:
             break
@@ -77,22 +77,22 @@ _Chain = tuple[tuple[Op, ...], "_Chain"] | tuple[()]
 """Ops and the chain of those behind them: branches that part share what is behind."""
 
 
-def _paths(groups: Groups, operand: Operand, source: str, end: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
+def _paths(groups: Groups, operand: Operand, merge: Merge, end: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
     """The ops on every way from the source to an operand, and `end`. A loop: ways may be thousands of ops long."""
     pending: list[tuple[Operand, _Chain, int]] = [(operand, (end, ()), 0)]
     while pending:
         operand, after, ops = pending.pop()
         if operand.sign < 0:
             after = ((_NEG,), after)
-        if operand.tensor == source or ops > _MOST_OPS:
+        if operand.tensor == merge.source or ops > _MOST_OPS:
             yield _unchained(after)
             continue
         position = groups.scope.producer(operand.tensor)
         assert position is not None
         if position in groups.joins:
             pending += [(inner, after, ops) for inner in reversed(groups.joins[position])]
-        elif position in groups.carries:
-            pending.append((Operand(groups.carries[position].source, 1), after, ops))
+        elif position in merge.path or position in groups.carries:
+            pending.append((Operand(groups.passed[position].source, 1), after, ops))
         elif position in groups.stacks:
             after = ((_CONCAT,), after)
             pending += [(Operand(name, 1), after, ops) for name in reversed(groups.stacks[position])]

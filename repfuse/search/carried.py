@@ -34,15 +34,18 @@ class Carried:
         """The ways by source in which a tensor follows across ops that carry channels."""
         return self._forms.get(tensor, {})
 
-    def visit(self, position: int, forms: Mapping[str, Form]) -> None:
+    def visit(self, position: int, forms: Mapping[str, Form], found: Carry | None = None) -> None:
         """Add a node to the ways in which what it acts on follows from sources, if it carries channels.
 
         Args:
             position: The node's.
             forms: The forms of what it acts on.
+            found: How it carries channels, if that is known.
         """
         node = self._scope.nodes[position]
-        found = carry(node, self._scope) if forms or node.input[0] in self._forms else None
+        if not forms and node.input[0] not in self._forms:
+            return
+        found = found or carry(node, self._scope)
         if found is None:
             return
         self.ops[position] = found

@@ -16,7 +16,7 @@ from repfuse.algebra.window import Layout, Refusal, Window
 from repfuse.graph.idioms import idiom_nodes
 from repfuse.graph.view import Scope
 from repfuse.operators import lift_space
-from repfuse.operators.carry import CARRIERS, Carry
+from repfuse.operators.carry import CARRIERS, Carry, pooling
 from repfuse.operators.lift import LIFTERS, lift
 from repfuse.operators.lifted import SELECT, Lifted
 from repfuse.search.carried import CARRIES, Carried
@@ -52,7 +52,8 @@ class Groups:
         joins: The operands of each join by its position.
         stacks: The operands of each Concat of channels by its position.
         splits: The tensor that a Split of channels acts on, by its position.
-        carries: Ops that carry channels, by position.
+        carries: Ops that carry channels and are not linear ops as well, by position.
+        passed: All ops that carry channels, which kernels may pass, by position.
         blocked: Why a node is not linear, or cannot be merged with what is before it, by position.
         milestones: Kernels that were made on the way to others.
     """
@@ -71,7 +72,8 @@ class Groups:
         self._flattened: dict[int, tuple[tuple[Operand, ...], tuple[int, ...]]] = {}
         self._sums: dict[tuple[Window, ...], Window | Refusal] = {}
         self._carried = Carried(scope)
-        self.carries: Mapping[int, Carry] = self._carried.ops
+        self.carries: dict[int, Carry] = {}
+        self.passed: Mapping[int, Carry] = self._carried.ops
         if scope.operators.isdisjoint(WEIGHTED):
             return
         off_limits = idiom_nodes(scope)
@@ -201,13 +203,16 @@ class Groups:
             framed = round_trip(self, position)
             if framed:
                 self._carried.forget(framed.inside - {self.scope.producer(framed.source)})
-        if not framed and node.op_type in CARRIERS:
+        if framed or (node.op_type in LIFTERS and node.output):
+            self._visit_linear(position, framed or lift(node, self.scope))
+        elif node.op_type in CARRIERS:
             self._carried.visit(position, self._forms.get(node.input[0], {}))
+            if position in self.passed:
+                self.carries[position] = self.passed[position]
             self.blocked.setdefault(position, CARRIES)
-            return
-        if not framed and (node.op_type not in LIFTERS or not node.output):
-            return
-        lifted = framed or lift(node, self.scope)
+
+    def _visit_linear(self, position: int, lifted: Lifted | Refusal) -> None:
+        node = self.scope.nodes[position]
         if not isinstance(lifted, Refusal) and not self._keeps_shape(lifted):
             lifted = Refusal("has a constant that may broadcast what it meets to more channels or dimensions")
         if isinstance(lifted, Refusal):
@@ -215,7 +220,11 @@ class Groups:
             return
         self.lifted[position] = lifted
         self._keep(node.output[0], self._forms_of_linear(position, lifted))
-        self._carried.compose(node.output[0], lifted)
+        pool = pooling(lifted) if node.op_type == "AveragePool" else None
+        if pool and not lifted.inside:
+            self._carried.visit(position, self._forms.get(node.input[0], {}), pool)
+        else:
+            self._carried.compose(node.output[0], lifted)
 
     def _visit_concat(self, position: int) -> bool:
         """Add a Concat, if channels of what follows linearly from something are among those that it stacks."""

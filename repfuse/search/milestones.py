@@ -39,20 +39,20 @@ class Milestone:
 
 
 class Milestones:
-    """The latest milestones of one graph, by source, tensor, and whether the group crosses carrying ops."""
+    """The latest milestones of one graph, by source, tensor, and the carrying ops that the group passes."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, bool], Milestone] = {}
+        self._kept: dict[tuple[str, str, tuple[int, ...]], Milestone] = {}
 
-    def find(self, source: str, tensor: str, *, crosses: bool) -> Milestone | None:
+    def find(self, source: str, tensor: str, *, path: tuple[int, ...]) -> Milestone | None:
         """What is kept for a tensor, if anything is."""
-        return self._kept.get((source, tensor, crosses))
+        return self._kept.get((source, tensor, path))
 
-    def keep(self, source: str, tensor: str, milestone: Milestone, *, crosses: bool) -> None:
+    def keep(self, source: str, tensor: str, milestone: Milestone, *, path: tuple[int, ...]) -> None:
         """Keep a milestone unless it is large, and forget the oldest one."""
         if milestone.kernel.weight.size > _ELEMENTS:
             return
-        self._kept[source, tensor, crosses] = milestone
+        self._kept[source, tensor, path] = milestone
         if len(self._kept) > _KEPT:
             del self._kept[next(iter(self._kept))]
 
