@@ -47,6 +47,7 @@ TIMM = (
     "fastvit_t8",
     "repvit_m0_9",
     "repghostnet_100",
+    "densenet121",
 )
 BLOCKS = ("acnet", "csla", "qarepvgg", "repconv_yolov7", "repconv_yolov9", "replknet", "unireplknet", "dbb")
 QUICK = ("repvgg_a0", "mobileone_s0", "unireplknet")
