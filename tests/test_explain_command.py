@@ -66,7 +66,7 @@ def test_what_is_no_group(folder: Path) -> None:
         "│       └── 'x' -> Conv 'conv_2' 1x1 4->4",
         "├── kept  Conv 'conv_5'",
         "│   ├── follows the Conv in place of Add 'add_3' linearly: Conv 'conv_5' pads with zeros what an op "
-        "before it computes from across the border; merging would cost 1.27 times as much",
+        "before it computes from across the border; merging would cost 1.28 times as much",
         "│   └── 'x' -> Add 'add_3' (fused: 3x3 4->4) -> Conv 'conv_5' 3x3 4->4",
         "└── kept  Add 'add_7'",
         "    ├── its operands follow from different tensors, those of Relu 'relu_6', 'z'",

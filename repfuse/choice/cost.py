@@ -17,7 +17,7 @@ from repfuse.algebra.window import Axis, Window
 DEPTHWISE = 1.5
 """A multiply-add of a depthwise Conv: it reuses less of what it reads than a dense one."""
 
-MOVED = 2.8
+MOVED = 2.6
 """An element read or written. Runtimes fuse an Add into the Conv before it, so it costs less than its traffic."""
 
 _SLOW_WIDTHS, _SUMMED_WIDTH = (12, 13), 13
