@@ -280,12 +280,13 @@ def test_every_mutant_across_a_pooling_is_caught_whatever_the_extents() -> None:
     assert_all_caught(net.model(across_a_pooling(net)))
 
 
-def test_every_mutant_across_heads_is_caught_whatever_the_extents() -> None:
+@pytest.mark.parametrize("tokens", ["T", 6], ids=["open", "static"])
+def test_every_mutant_across_heads_is_caught(tokens: str | int) -> None:
     """As transformers export them: how many images and tokens there are is asked for, and told to the Reshape."""
-    net = Net(dtype=TensorProto.FLOAT, extents=("H",))
-    tokens = net.node("Transpose", net.x, perm=[0, 2, 1])
+    net = Net(dtype=TensorProto.FLOAT, extents=(tokens,))
+    rows = net.node("Transpose", net.x, perm=[0, 2, 1])
     query = net.node(
-        "Add", net.node("MatMul", tokens, net.constant(net.random.normal(size=(4, 6)))), net.vector(6)
+        "Add", net.node("MatMul", rows, net.constant(net.random.normal(size=(4, 6)))), net.vector(6)
     )
     asked = [net.node("Gather", net.node("Shape", query), net.integers(axis), axis=0) for axis in (0, 1)]
     heads = net.node("Reshape", query, net.node("Concat", *asked, net.integers(2, 3), axis=0))

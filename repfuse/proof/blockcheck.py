@@ -156,9 +156,9 @@ class _Block:
         made = {name for node in added for name in node.output}
         if edit.output not in made:
             raise UnrunnableError("Another edit made do without it.")
-        read = {name for node in added for name in node.input}
+        self._read = {name for node in added for name in node.input} - made
         # All that the new nodes do not compute and that was there before; what is left are their weights.
-        inputs = {name for name in read - made if name in original and name not in original.constants}
+        inputs = {name for name in self._read if name in original and name not in original.constants}
         targets = inputs & {node.input[1] for node in added if node.op_type == "Reshape"}
         # Of what a Reshape asks for at run time, what follows from the extents of the source is no input.
         self._measures = {
@@ -256,7 +256,8 @@ class _Block:
         errors = []
         for values in inputs:
             values_before, values_after = (side.run({source: values}) for side in (self._before, self._after))
-            measured = {name: values_after[name] for name in self._measures & values_after.keys()}
+            # What a Reshape asks for, even where it is static, may be computed from the source's extents.
+            measured = {name: values_after[name] for name in self._read & values_after.keys()}
             always, nearly = (
                 to_the(power, off).run({source: np.abs(values) ** power, **measured})[self._output]
                 for power in (1, 2)
