@@ -324,7 +324,7 @@ def test_a_branch_that_would_not_pay_beside_merged_ones() -> None:
     strips = [net.conv(net.x, kernel, group=16) for kernel in ((51, 5), (5, 51), (5, 5))]
     (remark,) = kept(fuse(net.model(net.add(*strips))))
     assert remark.message.startswith(
-        "merged in part only: would not pay: 255 + 25 + 255 taps would become 2601"
+        "merged in part only: would not pay: 255 + 255 + 25 taps would become 2601"
     )
     assert remark.saving is not None
     assert remark.saving < -1

@@ -35,9 +35,10 @@ def partial(groups: Groups, operands: Sequence[Operand], partition: Partition) -
     for number in range(max(map(len, choices), default=0)):
         chosen = [found[min(number, len(found) - 1)] for found in choices]
         taken = {index for each in chosen for indices, _ in each for index in indices}
-        merges = [merge for each in chosen for _, merge in each]
-        rest = [operand for index, operand in enumerate(operands) if index not in taken]
-        rewrites[Rewrite((*merges, *rest))] = None
+        # In the order that there was: into which Conv a runtime fuses an Add may depend on it.
+        parts: dict[int, Merge | Operand] = {i: each for i, each in enumerate(operands) if i not in taken}
+        parts |= {min(indices): merge for each in chosen for indices, merge in each}
+        rewrites[Rewrite(tuple(parts[index] for index in sorted(parts)))] = None
     return list(rewrites)
 
 
