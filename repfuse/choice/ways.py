@@ -124,6 +124,8 @@ class Ways:
             carry = self._groups.passed[position]
             carried += density * _carry_cost(carry, inputs if merge.behind else outputs)
             density *= carry.density
+        if density < 1 and not merge.behind:
+            carried += cost.UNFUSED * outputs
         return carried + own * (1.0 if merge.behind else density), density * merge.window.stride
 
     def rewrites(self, position: int, price: Callable[[int | None], float]) -> list[Rewrite]:
@@ -338,5 +340,6 @@ class Ways:
 def _carry_cost(carry: Carry, channels: int) -> float:
     """A Reshape moves nothing; others read what they average."""
     whole = carry.places.keys() == set(range(carry.ranks[0])) == set(carry.places.values())
-    moves = carry.density > 1 or (whole and any(at != to for at, to in carry.places.items()))
-    return cost.pointwise(channels) * (1 + carry.density) / 2 if moves else 0.0
+    moves = carry.density != 1 or (whole and any(at != to for at, to in carry.places.items()))
+    moved = cost.pointwise(channels) * (1 + carry.density) / 2 if moves else 0.0
+    return moved + carry.arithmetic * channels

@@ -1,4 +1,4 @@
-"""Ops that move elements or average them, and leave channels what they are: Transpose, Reshape, average pooling.
+"""Ops that move elements or average them, and leave channels what they are: Transpose, average pooling, Resize ...
 
 Such an op does the same to each channel and maps a constant to itself. So a pointwise op, however it mixes
 channels, gives the same before it and behind it, if it then acts along the axis to which the channels went:
@@ -7,7 +7,7 @@ channels, gives the same before it and behind it, if it then acts along the axis
 
 That lets a kernel pass: a BatchNormalization before GlobalAveragePool and Flatten goes into the Gemm behind them,
 one behind a Reshape into the MatMul before it. The op itself stays, and is put on what the kernel leaves it. Behind
-a pooling that halves images, a pointwise Conv has a quarter of the work.
+a pooling that halves images, a pointwise Conv has a quarter of the work; before a Resize that doubles them as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from repfuse.algebra.window import Axis, Layout, Refusal, Window
-from repfuse.graph.operands import integers_at
+from repfuse.graph.operands import constant_at, integers_at
 from repfuse.graph.view import Scope
 from repfuse.model.nodes import Node
 from repfuse.model.shapes import Shape
@@ -33,8 +33,10 @@ class Carry:
         places: Where each axis goes that stays whole: from its number to that in the output.
         ranks: How many axes its input has, and its output.
         density: How many elements it reads for each that it gives.
-        extents: Those that a Reshape was told, in which the number of channels may be replaced; else empty.
+        extents: Those that it was told, in which the number of channels may be replaced; else empty.
+        told: The input that tells them.
         rigid: Whether it would fail for another number of channels.
+        arithmetic: What computing an element costs, in multiply-adds, beside reading and writing.
     """
 
     source: str
@@ -42,7 +44,9 @@ class Carry:
     ranks: tuple[int, int]
     density: float = 1.0
     extents: tuple[int, ...] = ()
+    told: int = 1
     rigid: bool = False
+    arithmetic: float = 0.0
 
     def through(self, window: Window) -> Window | Refusal:
         """A pointwise op before the carrying one, as it acts behind it."""
@@ -103,7 +107,7 @@ def _reshape(node: Node, scope: Scope, before: Shape, after: Shape) -> Carry:
     extents = tuple(integers_at(node, 1, scope) or ())
     # A 0 copies the extent of the input's axis of that number, which may not be the one that goes there.
     rigid = len(extents) != len(after) or any(extents[to] == 0 and at != to for at, to in places.items())
-    return Carry(node.input[0], places, (len(before), len(after)), 1.0, extents, rigid)
+    return Carry(node.input[0], places, (len(before), len(after)), extents=extents, rigid=rigid)
 
 
 def _same(before: Shape, after: Shape, at: int, to: int) -> bool:
@@ -146,6 +150,60 @@ def pooling(lifted: Lifted) -> Carry | None:
     return Carry(lifted.source, {0: 0, 1: 1}, (rank, rank), lifted.window.stride)
 
 
+def _resize(node: Node, scope: Scope, before: Shape, after: Shape) -> Carry | None:
+    """Read Resize, versions 10 to 19, and Upsample, 7 and 9, where each element is an average of others.
+
+    With weights below zero (cubic) it is one as well; what rounding may change would be harder to bound, though.
+    """
+    attributes = node.attributes
+    crops = attributes.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    stretches = attributes.get("keep_aspect_ratio_policy", b"stretch") == b"stretch"
+    if crops or not stretches or attributes.get("mode", b"nearest") not in _AVERAGING:
+        return None
+    rank = len(before)
+    axes = [axis % rank for axis in attributes.get("axes") or range(rank)]
+    factors, extents = _scales(node, scope), tuple[int, ...]()
+    by_sizes = factors is None
+    if factors is None:
+        # How many images there are, sizes repeat, and it may be open.
+        factors = [_factor(before[axis], after[axis]) if axis else 1.0 for axis in axes]
+        extents = tuple(integers_at(node, _SIZES, scope) or () if axes == list(range(rank)) else ())
+    if len(factors) != len(axes) or min(factors) <= 0:
+        return None
+    grown = dict(zip(axes, factors, strict=True))
+    places = {at: at for at in range(rank) if grown.get(at, 1) == 1 and isinstance(before[at], int)}
+    rigid = by_sizes and not extents and not grown.keys().isdisjoint(places.keys() - {0})
+    density = 1 / math.prod(factors)
+    return Carry(node.input[0], places, (rank, rank), density, extents, _SIZES, rigid, _INTERPOLATED)
+
+
+def _scales(node: Node, scope: Scope) -> Sequence[float] | None:
+    """By how much each axis grows, if the node is told so: by an attribute, at first, then by one of two inputs."""
+    if "scales" in node.attributes:
+        return list(node.attributes["scales"])
+    slot = 1 if len(node.input) == 2 else _SCALES
+    if len(node.input) <= slot or not node.input[slot]:
+        return None
+    told = constant_at(node, slot, scope)
+    if told is None:
+        return []
+    return [float(factor) for factor in told.read().reshape(-1)] or None  # none are told where sizes are
+
+
+def _factor(before: int | str | None, after: int | str | None) -> float:
+    """By how much an axis grows; 0 where that is unknown."""
+    return after / before if isinstance(before, int) and isinstance(after, int) else 0.0
+
+
+_SCALES, _SIZES = 2, 3
+"""Inputs of Resize, from version 11 on."""
+
+_AVERAGING = (b"nearest", b"linear")
+"""Modes in which no weight is below zero."""
+
+_INTERPOLATED = 30
+"""Multiply-adds: with linear interpolation, a Conv of 24 to 96 channels is about as fast before it as behind it."""
+
 _USUAL = 7
 """An extent before the last pooling where none is declared."""
 
@@ -157,4 +215,9 @@ CARRIERS: Mapping[str, Callable[[Node, Scope, Shape, Shape], Carry | None]] = {
     "Unsqueeze": _reshape,
     "GlobalAveragePool": _mean,
     "ReduceMean": _mean,
+    "Resize": _resize,
+    "Upsample": _resize,
 }
+
+GROWING = frozenset({"Resize", "Upsample"})
+"""Those before which there may be fewer positions than behind them."""

@@ -54,7 +54,7 @@ _HOEFFDING = 8.0
 _KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Concat"}
 """What new nodes are, but for those that move or average elements."""
 
-_OF_ANY_EXTENTS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "Transpose"}
+_OF_ANY_EXTENTS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "Resize", "Transpose", "Upsample"}
 """Those of the others that act on maps of any extents alike."""
 
 _WIDE, _SAMPLES, _FAR = 8.0, 2**12 + 1, 1000.0

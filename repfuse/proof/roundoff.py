@@ -6,7 +6,7 @@ A deviation is told in units in the last place (ulp), as the error per weight th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,20 +23,26 @@ _PRECISION = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149)
 
 def rounded_off(added: Sequence[NodeProto], after: Part) -> Part:
     """New nodes with what was rounded off their weights at most in place of these."""
-    names = {name for node in added for name in node.input if name in after.constants}
-    values = {name: after.constants[name] for name in names}
-    floats = {name: half_ulp(value) for name, value in values.items() if value.dtype.kind in "fV"}
-    return Part(added, values | floats, after.imports)
+    read = {name for node in added for name in node.input}
+    values = {name: value for name, value in after.constants.items() if name in read}
+    return Part(
+        added, values | {name: half_ulp(values[name]) for name in _weights(added, values)}, after.imports
+    )
 
 
 def to_the(power: int, part: Part) -> Part:
-    """A part whose weights are raised to a power; shapes and axes are not."""
+    """A part whose weights are raised to a power; shapes, axes and scales are not."""
     if power == 1:
         return part
-    constants = {
-        name: value**power if value.dtype.kind == "f" else value for name, value in part.constants.items()
-    }
-    return Part(part.nodes, constants, part.imports)
+    raised = {name: part.constants[name] ** power for name in _weights(part.nodes, part.constants)}
+    return Part(part.nodes, {**part.constants, **raised}, part.imports)
+
+
+def _weights(nodes: Sequence[NodeProto], constants: Mapping[str, Array]) -> set[str]:
+    """Which constants nodes compute with: floats, but for those that say how large an output is."""
+    computing = (node for node in nodes if node.op_type not in ("Resize", "Upsample"))
+    read = {name for node in computing for name in node.input if name in constants}
+    return {name for name in read if constants[name].dtype.kind in "fV"}
 
 
 def units(expected: Array, actual: Array, bound: Array) -> float:

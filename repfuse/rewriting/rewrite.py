@@ -185,7 +185,8 @@ def _carries(groups: Groups, merge: Merge, source: str, window: Window, patch: P
         source = node.name
         if count and carry.extents and axis is not None and carry.extents[axis] not in (-1, 0, count):
             extents = [*carry.extents[:axis], count, *carry.extents[axis + 1 :]]
-            node.input[1] = patch.add_constant(scope, f"{node.name}.shape", np.array(extents, np.int64))
+            told = patch.add_constant(scope, f"{node.name}.shape", np.array(extents, np.int64))
+            node.input[carry.told] = told
         nodes.append(node)
     return nodes
 

@@ -5,14 +5,16 @@ Branches are not added up across such ops, so this looks at chains only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from repfuse.algebra import window
 from repfuse.algebra.window import Refusal, Window
 from repfuse.graph.view import Scope
-from repfuse.operators.carry import Carry, carry
+from repfuse.operators.carry import GROWING, Carry, carry
 from repfuse.operators.lifted import Lifted
-from repfuse.search.forms import CarriedForm, Form, nearest
+from repfuse.search.forms import ITSELF, CarriedForm, Form, nearest
 
 CARRIES = Refusal("moves or averages elements; branches are not merged across it")
 """Why no branch goes through such an op."""
@@ -43,10 +45,15 @@ class Carried:
             found: How it carries channels, if that is known.
         """
         node = self._scope.nodes[position]
-        if not forms and node.input[0] not in self._forms:
+        known = node.input[0] in self._forms
+        if not (forms or known or node.op_type in GROWING):
             return
         found = found or carry(node, self._scope)
-        if found is None:
+        if (
+            found and found.density < 1
+        ):  # what comes behind it may go before it, to where there is nothing yet
+            forms = {found.source: ITSELF, **forms}
+        if found is None or not (forms or known):
             return
         self.ops[position] = found
         ways = {
@@ -60,8 +67,10 @@ class Carried:
             channels = way.behind.channels if way.behind else None
             if found.rigid and channels and channels[0] != channels[1]:
                 behind = None
+            path = (*way.path, position)
+            grows = math.prod(self.ops[each].density for each in path) < 1
             carried[source] = CarriedForm(
-                way.before, behind or None, (*way.path, position), way.is_weighted, way.starts_weighted
+                way.before, behind or None, path, way.is_weighted, way.starts_weighted, grows
             )
         self._forms[node.output[0]] = carried
 
@@ -75,8 +84,8 @@ class Carried:
                 behind = None
             if behind or before:
                 weighted = way.is_weighted or bool(lifted.weight_type)
-                found[source] = CarriedForm(
-                    before or None, behind or None, way.path, weighted, way.starts_weighted
+                found[source] = replace(
+                    way, before=before or None, behind=behind or None, is_weighted=weighted
                 )
         if found:
             self._forms[output] = found

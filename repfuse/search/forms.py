@@ -29,6 +29,7 @@ class CarriedForm:
         path: Positions of the ops.
         is_weighted: As for `Form`.
         starts_weighted: Whether a weight is before the first of the ops.
+        grows: Whether there are more positions behind the ops than before them.
     """
 
     before: Window | None
@@ -36,12 +37,13 @@ class CarriedForm:
     path: tuple[int, ...]
     is_weighted: bool
     starts_weighted: bool
+    grows: bool = False
 
     @property
     def choices(self) -> list[tuple[Window, bool]]:
         """The kernels that may be chosen, with whether each is behind the ops."""
         both = [(self.before, False), (self.behind, True)]
-        if self.behind and not self.starts_weighted:  # the weight stays on its side
+        if self.behind and not self.starts_weighted and not self.grows:  # the weight stays on its side
             both = both[1:]
         return [(window, behind) for window, behind in both if window]
 
