@@ -90,6 +90,7 @@ FAMILIES = [
     Row(lookalikes.msca, nn.GELU),
     Row(lookalikes.lka, nn.GELU),
     Row(lookalikes.poolformer, nn.ReLU),
+    Row(lookalikes.dpt, nn.ReLU),
     Row(lookalikes.lightconv, nn.ReLU),
     Row(lookalikes.bottleneck, nn.ReLU),
     Row(lookalikes.separable, nn.ReLU),

@@ -1,4 +1,7 @@
-"""What looks like a block that can be merged and is none: nothing has a deploy form here, nor may it get worse."""
+"""What looks like a block that can be merged and is none: nothing has a deploy form here, nor may it get worse.
+
+Some gain all the same, since ops change places.
+"""
 
 # mypy: allow-subclassing-any
 
@@ -43,6 +46,15 @@ class PoolMixer(nn.Module):
 
 def poolformer(c: int, o: int, s: int) -> nn.Module:
     return Residual(PoolMixer()) if s == 1 else conv_bn(c, o, 3, s)
+
+
+def dpt(c: int, o: int, s: int) -> nn.Module:
+    """DPT and Depth Anything: a pointwise kernel behind a Resize, before which it has a quarter of the work."""
+    if s != 1:
+        return conv_bn(c, o, 3, s)
+    convs = (conv(c, c, 3, bias=True) for _ in range(2))
+    unit = Residual(nn.Sequential(*(layer for each in convs for layer in (nn.ReLU(), each))))
+    return nn.Sequential(unit, nn.Upsample(scale_factor=2, mode="bilinear"), conv(c, o, 1, bias=True))
 
 
 def lightconv(c: int, o: int, s: int) -> nn.Module:

@@ -21,8 +21,8 @@ MOVED = 2.6
 """An element read or written. Runtimes fuse an Add into the Conv before it, so it costs less than its traffic."""
 
 UNFUSED = 30.0
-"""An element that no Conv gives any more, but something behind it: OpenVINO runs activations along with a Conv. With
-SiLU, moving one of 16 channels before a Resize that doubles images made a block 10 % slower."""
+"""An element that no Conv gives any more, but something behind it: OpenVINO runs activations along with a Conv.
+With SiLU, moving one of 16 channels before a Resize that doubles images made a block 10 % slower."""
 
 _SLOW_WIDTHS, _SUMMED_WIDTH = (12, 13), 13
 """OpenVINO's depthwise Conv (2026.4, AVX-512) takes two to three times as long as it should with a kernel that is
