@@ -31,6 +31,7 @@ CONSTANTS: dict[str, Any] = {
     "tokens": np.array([2, 5, D]),
     "heads": np.array([2, 5, 2, D // 2]),
     "pixels": np.array([0, C, 12]),
+    "row": np.array([2, D, 12]),
     "flat": np.array([2, -1]),
     **{f"c{i}": np.abs(draw(C, seed=8 + i)) + 0.5 for i in range(4)},
     **{f"d{i}": np.abs(draw(D, seed=18 + i)) + 0.5 for i in range(4)},
@@ -162,6 +163,17 @@ LEVIT = [
             (2, 5, C),
             "MatMul Reshape Transpose",
             id="a projection, heads, a scalar",
+        ),
+        pytest.param(
+            [
+                node("Conv", ["x", "conv3"], ["t"]),
+                node("Reshape", ["t", "row"], ["u"]),
+                node("AveragePool", ["u"], ["v"], kernel_shape=[1]),
+                norm("v", "d", "y"),
+            ],
+            (2, C, 5, 6),
+            "Conv Reshape",
+            id="Conv, pixels in a row, a pooling of one of them",
         ),
     ],
 )

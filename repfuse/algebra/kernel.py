@@ -221,9 +221,10 @@ def _zeros(lines: Array, most: int) -> int:
 
 def unplaced(kernel: EquivalentKernel) -> EquivalentKernel:
     """A pointwise kernel for tensors of any rank and layout; any other kernel as it is."""
-    if not kernel.window.pointwise or kernel.window.channels is None:
+    if not kernel.window.pointwise:
         return kernel
-    return placed(kernel, replace(kernel.window, axes=(), layout=Layout.SECOND))
+    layout = Layout.SECOND if kernel.window.channels else Layout.ANY
+    return placed(kernel, replace(kernel.window, axes=(), layout=layout))
 
 
 def placed(kernel: EquivalentKernel, window: Window) -> EquivalentKernel:
