@@ -238,14 +238,38 @@ def across_a_pooling(net: Net) -> str:
     return net.conv(net.node("GlobalAveragePool", net.bn(net.x)), 1, channels=(4, 5))
 
 
+def across_a_pooling_behind_a_shift(net: Net) -> str:
+    shifted = net.scale("Add", net.scale("Mul", net.x, 4, 1, 1), 4, 1, 1)
+    return net.bn(net.node("GlobalAveragePool", net.conv(shifted)))
+
+
 @pytest.mark.parametrize(
     "build",
-    [two_transposed, stacked, stacked_in_part, met_again, behind_a_shift, across_a_pooling],
+    [
+        two_transposed,
+        stacked,
+        stacked_in_part,
+        met_again,
+        behind_a_shift,
+        across_a_pooling,
+        across_a_pooling_behind_a_shift,
+    ],
     ids=lambda build: build.__name__,
 )
 def test_every_mutant_of_other_kinds_is_caught(build: Callable[[Net], str]) -> None:
     net = Net(dtype=TensorProto.FLOAT)
     assert_all_caught(net.model(build(net)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_shift_that_is_rounded_as_well_is_no_error(seed: int) -> None:
+    """What is rounded off it counts at every tap in the padding, and passes the pooling with all else."""
+    net = Net(dtype=TensorProto.FLOAT)
+    net.random = np.random.default_rng(seed)
+    model = net.model(across_a_pooling_behind_a_shift(net))
+    result = fuse(model)
+    assert ", behind a shift that stays" in result.edits[0].kernel
+    assert max(errors(check_blocks(model, result))) <= LIMIT
 
 
 def channels_last(net: Net) -> str:

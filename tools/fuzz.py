@@ -96,7 +96,7 @@ def _costs(case: Case) -> contextlib.AbstractContextManager[object]:
     if not case.at_any_cost:
         return contextlib.nullcontext()
     return mock.patch.multiple(
-        cost, conv=lambda window: 1.0, _SLOW_CHANNELS=0, _SLOW_WIDTHS=(2, 3), _SUMMED_WIDTH=3
+        cost, conv=lambda window: 1.0, UNFUSED=0, _SLOW_CHANNELS=0, _SLOW_WIDTHS=(2, 3), _SUMMED_WIDTH=3
     )
 
 

@@ -118,8 +118,14 @@ class Graph:
 
     def integers(self, value: Sequence[int]) -> str:
         """Add a constant of int64."""
-        name = self.fresh("integers")
-        array = np.asarray(value, np.int64)
+        return self._told(np.asarray(value, np.int64))
+
+    def scales(self, value: Sequence[float]) -> str:
+        """Add a constant of float32, whatever the graph's type is."""
+        return self._told(np.asarray(value, np.float32))
+
+    def _told(self, array: Array) -> str:
+        name = self.fresh("told")
         self.initializers[name] = numpy_helper.from_array(array, name)
         self.values[name] = array
         if self.ir < 4:

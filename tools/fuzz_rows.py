@@ -86,11 +86,38 @@ def _mean(graph: Graph, value: str) -> str:
     return graph.add("ReduceMean", [value], axes=[graph.number(1, rank - 1)], keepdims=graph.number(0, 1))
 
 
+def _pool(graph: Graph, value: str) -> str:
+    shape = graph.values[value].shape
+    if len(shape) < 3 or min(shape[2:]) < 2:
+        raise MisfitError("there are no neighbours")
+    kernel, strides = ([graph.number(1, 2) for _ in shape[2:]] for _ in range(2))
+    pads = [int(graph.chance(0.1)) if extent > 1 else 0 for extent in [*kernel, *kernel]]
+    counted = int(graph.chance(0.5))
+    return graph.add(
+        "AveragePool", [value], kernel_shape=kernel, strides=strides, pads=pads, count_include_pad=counted
+    )
+
+
+def _resize(graph: Graph, value: str) -> str:
+    shape = graph.values[value].shape
+    if graph.opset < 11 or len(shape) < 3:
+        raise MisfitError("not for the evaluator, or a vector")
+    factors = [graph.pick({1.0: 1, 2.0: 4, 1.5: 1, 0.5: 1}) for _ in shape[2:]]
+    grown = [1.0, *factors, 1.0] if graph.chance(0.3) else [1.0, 2.0 if graph.chance(0.05) else 1.0, *factors]
+    if graph.chance(0.5):
+        told = ["", graph.scales(grown)]
+    else:
+        told = ["", "", graph.integers([int(n * factor) for n, factor in zip(shape, grown, strict=True)])]
+    modes = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
+    attributes = {"mode": graph.pick({"linear": 3, "nearest": 3, "cubic": 1})}
+    return graph.add("Resize", [value, *told], coordinate_transformation_mode=graph.pick(modes), **attributes)
+
+
 def _flatten(graph: Graph, value: str) -> str:
     return graph.add("Flatten", [value])
 
 
 _OPS: dict[Callable[[Graph, str], str], float] = {
     _matmul: 5, _along_last: 4, _pointwise_conv: 4, _transposed_conv: 2, ops.batch_norm: 4, ops.scale_or_shift: 3,
-    _transpose: 2, _reshape: 2, _mean: 1, _flatten: 1,
+    _transpose: 2, _reshape: 2, _mean: 1, _flatten: 1, _pool: 1, _resize: 2,
 }  # fmt: skip

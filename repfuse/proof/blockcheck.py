@@ -33,9 +33,18 @@ from onnx import ModelProto, helper
 
 from repfuse.graph.view import scopes
 from repfuse.model import convert, model_io
+from repfuse.proof.curve import curve_error
 from repfuse.proof.part import Array, Graph, Part, UnrunnableError
 from repfuse.proof.probe import NOISE, PLACES, Probe, chain, few
-from repfuse.proof.roundoff import ARITHMETIC, largest_of_rows, rounded_off, to_the, units
+from repfuse.proof.roundoff import (
+    ARITHMETIC,
+    KERNELS,
+    largest_of_rows,
+    rounded_off,
+    shifted_off,
+    to_the,
+    units,
+)
 from repfuse.remarks import Edit, label
 
 if TYPE_CHECKING:
@@ -51,17 +60,11 @@ LIMIT = 0.5005
 _HOEFFDING = 8.0
 """Standard deviations, if all roundings were as large as they can be: see above."""
 
-_KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Concat"}
+_STAYING = KERNELS | {"Add", "Sub", "Concat"}
 """What new nodes are, but for those that move or average elements."""
 
 _OF_ANY_EXTENTS = {"AveragePool", "GlobalAveragePool", "ReduceMean", "Resize", "Transpose", "Upsample"}
 """Those of the others that act on maps of any extents alike."""
-
-_WIDE, _SAMPLES, _FAR = 8.0, 2**12 + 1, 1000.0
-"""Where functions of single elements are compared: at so many places from -8 to 8, and far out."""
-
-_EPSILON = 2.0**-23
-"""Of float32, of which attributes are."""
 
 _LARGE = 2**22
 """Elements of a map across ops that move them; of one that is larger, impulses are run at once."""
@@ -120,30 +123,10 @@ def check_blocks(
 
 def _checked(edit: Edit, original: Graph, fused: Graph) -> BlockCheck:
     try:
-        error = (_Block(edit, original, fused) if edit.kernel else _Curve(edit, original, fused)).error()
+        error = _Block(edit, original, fused).error() if edit.kernel else curve_error(edit, original, fused)
     except UnrunnableError as reason:
         return BlockCheck(edit, 0.0, passed=True, skipped=str(reason))
     return BlockCheck(edit, error, passed=error <= LIMIT)
-
-
-class _Curve:
-    """Both sides of an edit that merges nothing: a function of each element by itself, as HardSwish is."""
-
-    def __init__(self, edit: Edit, original: Graph, fused: Graph) -> None:
-        self._source, self._output = edit.source, edit.output
-        inputs = frozenset({edit.source})
-        self._sides = [graph.between(inputs, edit.output) for graph in (original, fused)]
-
-    def error(self) -> float:
-        """The largest error: in units in the last place of the function's one constant that is rounded, 1/6."""
-        if None in self._sides:
-            return math.inf
-        before, after = (side.wide() for side in self._sides if side)
-        kinds = {values.dtype for side in self._sides if side for values in side.constants.values()}
-        unit = max([float(np.finfo(kind).eps) for kind in kinds if kind.kind == "f"], default=_EPSILON)
-        x = np.concatenate([np.linspace(-_WIDE, _WIDE, _SAMPLES), [-_FAR, _FAR]]).reshape(-1, 1, 1, 1)
-        expected, actual = (side.run({self._source: x})[self._output] for side in (before, after))
-        return units(expected, actual, unit / 2 * np.abs(x) * (np.abs(x) / 6 + 0.5) + ARITHMETIC * _FAR)
 
 
 class _Block:
@@ -175,18 +158,19 @@ class _Block:
         assert after is not None
         self._after = after.wide()
         ops = {node.op_type for node in added}
-        self._carries, self._of_any_extents = not ops <= _KERNELS, ops <= _KERNELS | _OF_ANY_EXTENTS
+        self._carries, self._of_any_extents = not ops <= _STAYING, ops <= _STAYING | _OF_ANY_EXTENTS
         pools = (node for node in added if node.op_type == "AveragePool")
         kernels = (helper.get_node_attr_value(node, "kernel_shape") for node in pools)
         self._least = max(itertools.chain.from_iterable(kernels), default=1)
         self._rounded_off = partial(rounded_off, added, after)
+        self._shifted_off = partial(shifted_off, added, after)
         self._joins = [node for node in added if node.op_type in ("Add", "Sub", "Concat")]
         self._concat = next((node for node in added if node.op_type == "Concat"), None)
         shifts = {node.output[0]: node for node in added if node.op_type == "Add"}
         self._convs = [
             Probe.of(chain(node, added, after), after, original.shape_of, shifts.get(node.input[0]))
             for node in added
-            if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+            if node.op_type in KERNELS
         ]
         transposed = {node.op_type == "ConvTranspose" for conv in self._convs for node in conv.part.nodes[:1]}
         if len(transposed) > 1:
@@ -203,7 +187,7 @@ class _Block:
         if self._before is None:
             return math.inf
         if self._carries:
-            return self._carried_error(self._rounded_off())
+            return self._carried_error(self._rounded_off(), self._shifted_off())
         # Borders that are written out stand where the model's own extents put them.
         if self._shaken and (static := self._static_sizes()):
             return self._error(static, alone=True)
@@ -222,14 +206,14 @@ class _Block:
         if error == math.inf and len(self._inputs) == 1:
             # A Reshape on the way may want the number of images, too, or by chance do without and give other axes.
             try:
-                return self._carried_error(self._rounded_off())
+                return self._carried_error(self._rounded_off(), self._shifted_off())
             except UnrunnableError as reason:
                 failure = failure and reason
         if failure:
             raise failure
         return error
 
-    def _carried_error(self, off: Part) -> float:
+    def _carried_error(self, off: Part, shifts: Part | None) -> float:
         """The error where ops move or average elements, too, which hold for the extents that the model has."""
         assert self._before is not None
         if len(self._inputs) > 1:
@@ -262,7 +246,12 @@ class _Block:
                 to_the(power, off).run({source: np.abs(values) ** power, **measured})[self._output]
                 for power in (1, 2)
             )
-            bound = np.minimum(always, _HOEFFDING * np.sqrt(nearly))
+            if shifts:
+                unfed = {source: np.zeros_like(values), **measured}
+                bound = np.minimum(always, _HOEFFDING * np.sqrt(2 * nearly))  # (x + t)^2 <= 2 (x^2 + t^2)
+                bound = bound + shifts.run(unfed)[self._output]
+            else:
+                bound = np.minimum(always, _HOEFFDING * np.sqrt(nearly))
             largest = max(np.abs(each).max(initial=0) for each in (values, *values_before.values()))
             errors.append(
                 units(values_before[self._output], values_after[self._output], bound + ARITHMETIC * largest)

@@ -17,17 +17,58 @@ from repfuse.proof.part import Array, Part, wide
 ARITHMETIC = 2.0**-44
 """What float64 itself may lose, as a share of the largest value on the way: 500 roundings that all add up."""
 
+KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+"""Operators with a weight."""
+
 _PRECISION = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149), "float64": (53, -1074)}
 """Of each type: the bits of a significand, and the exponent of the smallest number."""
 
 
 def rounded_off(added: Sequence[NodeProto], after: Part) -> Part:
-    """New nodes with what was rounded off their weights at most in place of these."""
-    read = {name for node in added for name in node.input}
-    values = {name: value for name, value in after.constants.items() if name in read}
+    """New nodes with what was rounded off their weights at most in place of these; the shifts before them stay."""
+    values = {name: wide(value) for name, value in after.constants.items()}
+    off = {name: half_ulp(after.constants[name]) for name in _weights(added, values)}
     return Part(
-        added, values | {name: half_ulp(values[name]) for name in _weights(added, values)}, after.imports
+        added, values | off | {name: np.abs(values[name]) for name in _shifts(added).values()}, after.imports
     )
+
+
+def shifted_off(added: Sequence[NodeProto], after: Part) -> Part | None:
+    """New nodes that pass on what was rounded off the shifts before Convs at most; None without a shift.
+
+    At each tap, in the padding or not: it is there that the shift matters, and elsewhere the bias makes up for it.
+    """
+    shifts = _shifts(added)
+    values = {name: wide(value) for name, value in after.constants.items()}
+    values |= {name: np.zeros_like(values[name]) for name in _weights(added, values)}
+    nodes = []
+    for node in added:
+        if node.input[0] in shifts:
+            weight, shift = (after.constants[name] for name in (node.input[1], shifts[node.input[0]]))
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            passed = NodeProto()
+            passed.CopyFrom(node)
+            passed.input[2:] = [f"{node.output[0]}/off"]
+            values[passed.input[2]] = _of_all_taps(np.abs(wide(weight)), half_ulp(shift), groups)
+            nodes.append(passed)
+        else:
+            nodes.append(node)
+    return Part(nodes, values, after.imports) if shifts else None
+
+
+def _of_all_taps(weight: Array, values: Array, group: int) -> Array:
+    """What a Conv gives for one value of each input channel, or one for all of them, at every tap."""
+    rows = weight.reshape(group, len(weight) // group, weight.shape[1], -1).sum(axis=3)
+    inputs = np.broadcast_to(values.reshape(-1), (group * weight.shape[1],)).reshape(group, -1, 1)
+    return np.asarray((rows @ inputs).reshape(-1))
+
+
+def _shifts(added: Sequence[NodeProto]) -> dict[str, str]:
+    """The constants that are added before a weight, by what the Add gives."""
+    read = {node.input[0] for node in added if node.op_type in KERNELS}
+    return {
+        node.output[0]: node.input[1] for node in added if node.op_type == "Add" and node.output[0] in read
+    }
 
 
 def to_the(power: int, part: Part) -> Part:
