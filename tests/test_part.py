@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops.op_resize import Resize as ReferenceResize
 
-from repfuse.proof import part
+from repfuse.proof import operators
 from repfuse.proof.part import Part, UnrunnableError
 
 
@@ -46,13 +47,43 @@ def test_faster_operators_compute_what_the_reference_computes(
     np.testing.assert_allclose(actual, reference.run(None, feeds)[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("factors", [(1.0, 2.0), (2.6, 0.7)], ids=str)
+@pytest.mark.parametrize(
+    "coordinates",
+    ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric"],
+)
+@pytest.mark.parametrize("mode", ["linear", "round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
+@pytest.mark.parametrize("told", ["scales", "sizes"])
+def test_images_are_resized_as_the_reference_does(
+    factors: tuple[float, float], coordinates: str, mode: str, told: str
+) -> None:
+    x = np.random.default_rng(0).normal(size=(1, 1, 3, 4))
+    nearest = {"mode": "nearest", "nearest_mode": mode} if mode != "linear" else {"mode": mode}
+    scales = np.float32([1, 1, *factors])
+    inputs = (x, None, scales) if told == "scales" else (x, None, None, (x.shape * scales).astype(np.int64))
+    attributes: dict[str, Any] = {"coordinate_transformation_mode": coordinates, **nearest}
+    expected: Any = ReferenceResize.eval(*inputs, **attributes)
+    actual: Any = operators.Resize.eval(*inputs, **attributes)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_images_were_enlarged_by_upsample_before() -> None:
+    x = np.arange(6.0).reshape(1, 1, 2, 3)
+    node = helper.make_node("Upsample", ["x", "scales"], ["y"], mode="nearest")
+    part = Part([node], {"scales": np.float32([1, 1, 2, 1])}, [helper.make_opsetid("", 9)])
+    np.testing.assert_array_equal(part.run({"x": x})["y"], x.repeat(2, axis=2))
+    node = helper.make_node("Upsample", ["x"], ["y"], mode="linear", scales=[1.0, 1.0, 2.0, 1.0])
+    between = Part([node], {}, [helper.make_opsetid("", 8)]).run({"x": x})["y"]
+    np.testing.assert_array_equal(between[0, 0, :, 0], [0, 1.5, 3, 3])
+
+
 def test_images_may_be_convolved_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     feeds = {"x": random.normal(size=(3, 4, 9, 7)), "w": random.normal(size=(6, 2, 3, 2))}
     imports = [helper.make_opsetid("", 19)]
     node = helper.make_node("Conv", ["x", "w"], ["y"], group=2)
     whole = Part([node], {}, imports).run(feeds)["y"]
-    monkeypatch.setattr(part, "_COLUMNS", 1)
+    monkeypatch.setattr(operators, "_COLUMNS", 1)
     np.testing.assert_allclose(Part([node], {}, imports).run(feeds)["y"], whole, rtol=1e-12, atol=1e-12)
 
 

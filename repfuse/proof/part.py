@@ -6,7 +6,6 @@ Nothing here knows what repfuse makes of a node: this is what the judge of its w
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_average_pool import AveragePool_19
-from onnx.reference.ops.op_conv import Conv as ReferenceConv
 
 from repfuse.graph.constants import as_cast
 from repfuse.graph.evaluation import lacking
@@ -25,6 +21,7 @@ from repfuse.graph.moves import data_slots
 from repfuse.graph.view import Scope
 from repfuse.model import storage
 from repfuse.model.model_io import FIRST_OVERRIDABLE_IR
+from repfuse.proof.operators import faster
 
 Array = NDArray[Any]
 
@@ -213,8 +210,7 @@ class Part:
             )
             model = helper.make_model(graph, opset_imports=self.imports)
             version = next(entry.version for entry in self.imports if entry.domain in ("", "ai.onnx"))
-            own = [] if self.plain else _OPS[: None if version < 14 else -1]
-            operators = own + lacking(version)
+            operators = ([] if self.plain else faster(version)) + lacking(version)
             self._made[inputs] = ReferenceEvaluator(model, new_ops=operators)
         return self._made[inputs]
 
@@ -255,143 +251,3 @@ _BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 def wide(values: Array) -> Array:
     """Floats, of whatever width, in float64; bfloat16 is of a kind that numpy does not know."""
     return values.astype(np.float64) if values.dtype.kind in "fV" else values
-
-
-class Conv(ReferenceConv):
-    """Columns of several images at once: the reference implementation goes through images and groups one by one."""
-
-    def _run(  # type: ignore[override]
-        self, x: Array, w: Array, b: Array | None = None, **geometry: Any
-    ) -> tuple[Array]:
-        taps = w.shape[2:]
-        if geometry["auto_pad"] not in (None, "NOTSET", "VALID") or x.dtype.kind != "f":
-            return super()._run(x, w, b, **geometry)  # type: ignore[no-any-return, no-untyped-call]
-        ones = [1] * len(taps)
-        strides, dilations = geometry["strides"] or ones, geometry["dilations"] or ones
-        pads = (
-            geometry["pads"] if geometry["pads"] and geometry["auto_pad"] != "VALID" else [0, 0] * len(taps)
-        )
-        padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[: len(taps)], pads[len(taps) :], strict=True)])
-        spare = np.subtract(padded.shape[2:], np.multiply(dilations, np.subtract(taps, 1)) + 1)
-        outputs = spare // strides + 1
-        windows = []
-        for tap in np.ndindex(taps):
-            steps = zip(np.multiply(tap, dilations), outputs, strides, strict=True)
-            windows.append((..., *(slice(i, i + (n - 1) * s + 1, s) for i, n, s in steps)))
-        convolved = _depthwise if w.shape[1] == 1 else _dense
-        total = convolved(padded, w.reshape(geometry["group"] or 1, -1, w.shape[1], len(windows)), windows)
-        total = total.reshape(len(x), len(w), *outputs)
-        return (total if b is None else total + b.reshape(-1, *ones),)
-
-
-def _dense(maps: Array, weight: Array, windows: Sequence[Any]) -> Array:
-    """A product of matrices for each group and a few images: taps are columns, in the order of the weight's."""
-    group, _, width, taps = weight.shape
-    matrix = weight.reshape(group, -1, width * taps)
-    step = max(1, _COLUMNS // (taps * maps[0].size))
-    total = []
-    for first in range(0, len(maps), step):
-        channels = maps[first : first + step].swapaxes(0, 1)
-        columns = np.stack([channels[window] for window in windows], 1)
-        product = matrix @ columns.reshape(group, width * taps, -1)
-        total.append(product.reshape(-1, channels.shape[1], math.prod(columns.shape[3:])).swapaxes(0, 1))
-    return np.concatenate(total)
-
-
-def _depthwise(maps: Array, weight: Array, windows: Sequence[Any]) -> Array:
-    """Tap by tap."""
-    total: Any = 0.0
-    for tap, window in enumerate(windows):
-        channels = maps[window].reshape(len(maps), len(weight), 1, -1)
-        total = total + weight[..., tap] * channels
-    return np.asarray(total)
-
-
-_COLUMNS = 2**21
-"""Elements of columns that are made at once, so that they stay near the processor."""
-
-
-class ConvTranspose(OpRun):
-    """Tap by tap; the reference implementation mistakes the weights of groups (onnx 1.23)."""
-
-    op_domain = ""
-
-    def _run(self, x: Array, w: Array, b: Array | None = None, **geometry: Any) -> tuple[Array]:
-        if geometry["output_shape"] or geometry["auto_pad"] not in (None, "NOTSET"):
-            raise ValueError("ConvTranspose with auto_pad or output_shape")
-        taps, group = w.shape[2:], geometry["group"] or 1
-        ones = [1] * len(taps)
-        strides, dilations = geometry["strides"] or ones, geometry["dilations"] or ones
-        pads = geometry["pads"] or [0, 0] * len(taps)
-        appended = geometry["output_padding"] or [0] * len(taps)
-        maps = x.reshape(len(x), group, -1, math.prod(x.shape[2:]))
-        weight = w.reshape(group, -1, *w.shape[1:])
-        whole = (
-            np.multiply(strides, np.subtract(x.shape[2:], 1))
-            + np.multiply(dilations, np.subtract(taps, 1))
-            + 1
-        )
-        total = np.zeros((len(x), group * w.shape[1], *(whole + appended)))
-        for tap in np.ndindex(taps):
-            starts = np.multiply(tap, dilations)
-            steps = zip(starts, x.shape[2:], strides, strict=True)
-            place: Any = (..., *(slice(i, i + (n - 1) * s + 1, s) for i, n, s in steps))
-            at: Any = (..., *tap)
-            total[place] += (weight[at].swapaxes(1, 2) @ maps).reshape(len(x), -1, *x.shape[2:])
-        begins, ends = pads[: len(taps)], pads[len(taps) :]
-        inside: Any = (..., *(slice(i, n - j) for i, j, n in zip(begins, ends, total.shape[2:], strict=True)))
-        total = total[inside]
-        return (total if b is None else total + b.reshape(-1, *ones),)
-
-
-class AveragePool(AveragePool_19):
-    """As a Conv with ones: the reference implementation takes each element by itself, in seconds."""
-
-    op_domain = ""
-
-    def _run(self, x: Array, **given: Any) -> tuple[Array]:  # type: ignore[override]
-        if given["ceil_mode"]:
-            return super()._run(x, **given)  # type: ignore[no-any-return, no-untyped-call]
-        kernel = given["kernel_shape"]
-        names = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
-        geometry = {name: given[name] for name in names if given[name]}
-        maps = x.reshape(-1, 1, *x.shape[2:])
-
-        def summed(values: Any) -> Array:
-            weight: Any = np.ones((1, 1, *kernel))
-            return np.asarray(Conv.eval(values, weight, **geometry))
-
-        sums = summed(maps)
-        counts = math.prod(kernel) if given["count_include_pad"] else summed(np.ones_like(maps[:1]))
-        return ((sums / counts).reshape(*x.shape[:2], *sums.shape[2:]),)
-
-
-class ScatterND(OpRun):
-    """Without reduction all places at once: the reference implementation takes each by itself."""
-
-    op_domain = ""
-
-    def _run(self, data: Array, indices: Array, updates: Array, reduction: str = "none") -> tuple[Array]:
-        if reduction not in (None, "none"):
-            raise ValueError(f"ScatterND with {reduction}")
-        painted = data.copy()
-        painted[tuple(np.moveaxis(indices, -1, 0))] = updates
-        return (painted,)
-
-
-class BatchNormalization(OpRun):
-    """Inference, for operators before version 14: there the reference takes the statistics of the batch."""
-
-    op_domain = ""
-
-    def _run(
-        self, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float, **_: Any
-    ) -> tuple[Array]:
-        if any(self.output[1:]):
-            raise ValueError("BatchNormalization in training mode")
-        factor = scale / np.sqrt(variance + epsilon)
-        shape = (-1, *[1] * (x.ndim - 2))
-        return ((x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape),)
-
-
-_OPS: list[type[OpRun]] = [Conv, ConvTranspose, AveragePool, ScatterND, BatchNormalization]
