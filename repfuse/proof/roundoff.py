@@ -26,11 +26,10 @@ _PRECISION = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149)
 
 def rounded_off(added: Sequence[NodeProto], after: Part) -> Part:
     """New nodes with what was rounded off their weights at most in place of these; the shifts before them stay."""
-    values = {name: wide(value) for name, value in after.constants.items()}
-    off = {name: half_ulp(after.constants[name]) for name in _weights(added, values)}
-    return Part(
-        added, values | off | {name: np.abs(values[name]) for name in _shifts(added).values()}, after.imports
-    )
+    known = after.constants
+    off = {name: half_ulp(known[name]) for name in _weights(added, known)}
+    shifts = {name: np.abs(wide(known[name])) for name in _shifts(added).values()}
+    return Part(added, {**known, **off, **shifts}, after.imports)
 
 
 def shifted_off(added: Sequence[NodeProto], after: Part) -> Part | None:
@@ -38,22 +37,20 @@ def shifted_off(added: Sequence[NodeProto], after: Part) -> Part | None:
 
     At each tap, in the padding or not: it is there that the shift matters, and elsewhere the bias makes up for it.
     """
-    shifts = _shifts(added)
-    values = {name: wide(value) for name, value in after.constants.items()}
-    values |= {name: np.zeros_like(values[name]) for name in _weights(added, values)}
-    nodes = []
-    for node in added:
+    known, shifts = after.constants, _shifts(added)
+    if not shifts:
+        return None
+    values = {name: np.zeros(known[name].shape) for name in _weights(added, known)}
+    nodes = list(added)
+    for number, node in enumerate(added):
         if node.input[0] in shifts:
-            weight, shift = (after.constants[name] for name in (node.input[1], shifts[node.input[0]]))
-            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-            passed = NodeProto()
+            passed = nodes[number] = NodeProto()
             passed.CopyFrom(node)
             passed.input[2:] = [f"{node.output[0]}/off"]
-            values[passed.input[2]] = _of_all_taps(np.abs(wide(weight)), half_ulp(shift), groups)
-            nodes.append(passed)
-        else:
-            nodes.append(node)
-    return Part(nodes, values, after.imports) if shifts else None
+            group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            shift = half_ulp(known[shifts[node.input[0]]])
+            values[passed.input[2]] = _of_all_taps(np.abs(wide(known[node.input[1]])), shift, group)
+    return Part(nodes, {**known, **values}, after.imports)
 
 
 def _of_all_taps(weight: Array, values: Array, group: int) -> Array:
